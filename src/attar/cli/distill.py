@@ -1,0 +1,102 @@
+"""`attar distill`: the whole path with one command."""
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from attar.cli.say import command_line
+from attar.data.splits import SplitConfig
+from attar.errors import UsageError
+from attar.evaluation.config import EvaluationConfig
+from attar.export.config import ExportConfig
+from attar.run import DataConfig, RunConfig
+from attar.store.config import EmbedConfig
+from attar.students.config import StudentConfig
+from attar.training.config import TrainingConfig
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class DistillOptions:
+    """What is distilled, into what, and where it goes."""
+
+    out: Path
+    """Run folder; an interrupted run in it goes on where it stopped."""
+    teacher: str | None = None
+    """OpenCLIP (`ViT-B-32/openai`, `hf-hub:org/name`, `local-dir:path`), Hugging Face (`hf:name`),
+    or the offline `pocket`. Not needed with a --store that holds everything, or by `erm`."""
+    student: str = "mobilenetv3_small_100"
+    """Any timm model, as `timm/NAME` or `NAME`."""
+    method: str = "vl2v-adip"
+    """Distillation method; its own options are `--method.OPTION`."""
+    store: Path | None = None
+    """Folder of teacher embeddings to use and fill; OUT/store by default."""
+    held_out_domain: str | None = None
+    """Keep this domain out of training, selection and early stopping, and measure on it."""
+    baseline: Path | None = None
+    """Another run whose student is shown beside this one."""
+    export: bool = False
+    """Also write the bundle for the device to OUT/bundle."""
+    dry_run: bool = False
+    """Only print the estimate of time, teacher queries and disk."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sections:
+    """The dotted option groups, one for each stage."""
+
+    student: Annotated[StudentConfig, Parameter(name="--student")] = StudentConfig()
+    splits: Annotated[SplitConfig, Parameter(name="--splits")] = SplitConfig()
+    training: Annotated[TrainingConfig, Parameter(name="--training")] = TrainingConfig()
+    embed: Annotated[EmbedConfig, Parameter(name="--embed")] = EmbedConfig()
+    evaluation: Annotated[EvaluationConfig, Parameter(name="--evaluation")] = EvaluationConfig()
+    export: Annotated[ExportConfig, Parameter(name="--export")] = field(
+        default_factory=ExportConfig
+    )
+
+
+def distill(
+    *,
+    data: Annotated[DataConfig, Parameter(name="*")],
+    options: DistillOptions,
+    method_options: Annotated[dict[str, str] | None, Parameter(name="--method")] = None,
+    sections: Annotated[Sections, Parameter(name="*")] = Sections(),
+) -> None:
+    """Distil a teacher into a small student: data, embeddings, training, evaluation, report.
+
+    Every teacher query is asked once, ever; a killed command goes on where it stopped.
+
+    Examples:
+
+    `attar distill --data photos/ --classes classes.txt --teacher ViT-B-32/openai
+    --student mobilenetv3_small_100 --method feature-mse --out runs/photos --export`
+
+    `attar distill --data PACS/ --held-out-domain sketch --teacher pocket
+    --student tf_efficientnet_lite0 --method vl2v-adip --training.steps 200 --out runs/sketch`
+    """
+    from attar import pipeline
+
+    if sections.splits.held_out_domain is not None:
+        raise UsageError("give --held-out-domain, not --splits.held-out-domain")
+    config = RunConfig(
+        data=data,
+        teacher=options.teacher,
+        student=options.student,
+        method=options.method,
+        method_options=dict(method_options or {}),
+        store=options.store,
+        splits=replace(sections.splits, held_out_domain=options.held_out_domain),
+        student_config=sections.student,
+        training=sections.training,
+        embed=sections.embed,
+        evaluation=sections.evaluation,
+        baseline=options.baseline,
+    )
+    if options.dry_run:
+        pipeline.estimate(config, options.out)
+        return
+    pipeline.distill(config, options.out, command=command_line())
+    if options.export:
+        pipeline.export(options.out, options.out / "bundle", sections.export)

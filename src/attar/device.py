@@ -1,0 +1,145 @@
+"""Everything that depends on the device: choosing it, its precisions, threads, seeds and facts."""
+
+import os
+import platform
+import random
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+import torch
+from torch import nn
+
+from attar.errors import UsageError, unknown_name
+
+Precision = Literal["fp32", "bf16", "fp16"]
+Module = TypeVar("Module", bound=nn.Module)
+
+DTYPES: dict[str, torch.dtype] = {
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+}
+
+DEVICES = ("auto", "cpu", "cuda", "mps")
+
+
+def pick_device(name: str = "auto") -> torch.device:
+    """Return the named device, or with "auto" the best one here: CUDA, then MPS, then CPU.
+
+    A GPU may be numbered ("cuda:1"). Raises `UsageError` for a name that is no device and for a
+    device that this machine lacks.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if _has_mps() else "cpu"
+    kind, _, index = name.partition(":")
+    if kind not in DEVICES or (index and not index.isdecimal()):
+        raise unknown_name("device", name, DEVICES)
+    count = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(_has_mps())}[kind]
+    if int(index or 0) >= count:
+        raise UsageError(
+            f"device {name!r} is not on this machine (it has {count} {kind}); use 'auto' or 'cpu'"
+        )
+    return torch.device(name)
+
+
+def _has_mps() -> bool:
+    return torch.backends.mps.is_available()
+
+
+def supported_precisions(device: torch.device) -> tuple[Precision, ...]:
+    """Return the precisions `autocast` can run on `device`, the exact one first.
+
+    fp16 is left out on the CPU: autocast accepts it there, but its range needs a gradient scaler,
+    which bf16 does without.
+    """
+    if device.type == "cuda":
+        bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+        return ("fp32", "bf16", "fp16") if bf16 else ("fp32", "fp16")
+    if device.type == "mps":
+        return ("fp32", "fp16")
+    return ("fp32", "bf16")
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
+    """Return the context in which a forward pass on `device` runs in `precision`.
+
+    "fp32" is a plain context. Raises `UsageError` for a precision the device does not support.
+    """
+    supported = supported_precisions(device)
+    if precision not in supported:
+        raise unknown_name(f"precision on {device.type}", precision, supported)
+    if precision == "fp32":
+        return nullcontext()
+    return torch.autocast(device.type, dtype=DTYPES[precision])
+
+
+def to_channels_last(module: Module) -> Module:
+    """Store the 4-D weights of `module` as NHWC, which convolutions run faster on; returns it."""
+    return module.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python, numpy and torch (every device) with the same number."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until everything queued on `device` is done, so that a clock reads true."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+def usable_cores() -> int:
+    """Return how many cores this process may use: affinity and container quota counted."""
+    cores = os.cpu_count() or 1
+    if hasattr(os, "sched_getaffinity"):
+        cores = len(os.sched_getaffinity(0))
+    quota_file = Path("/sys/fs/cgroup/cpu.max")  # "max 100000" or "<quota> <period>"
+    if quota_file.is_file():
+        quota, _, period = quota_file.read_text().partition(" ")
+        if quota.isdecimal() and int(period) > 0:
+            cores = min(cores, max(1, int(quota) // int(period)))
+    return cores
+
+
+def limit_threads(threads: int | None = None) -> int:
+    """Give torch `threads` threads (default: no more than the usable cores) and return how many.
+
+    In a container torch counts the host's cores, and threads beyond the quota slow every step.
+    A lower number that the user set (OMP_NUM_THREADS) is kept.
+    """
+    torch.set_num_threads(threads or min(torch.get_num_threads(), usable_cores()))
+    return torch.get_num_threads()
+
+
+def device_summary() -> dict[str, Any]:
+    """Return facts about this machine for environment.json: plain JSON values."""
+    summary: dict[str, Any] = {
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+        "processor": _processor_name(),
+        "cores": usable_cores(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "device": str(pick_device()),
+    }
+    if torch.cuda.is_available():
+        summary["gpus"] = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+        summary["cuda"] = torch.version.cuda
+        summary["cudnn"] = torch.backends.cudnn.version()
+    return summary
+
+
+def _processor_name() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        for line in cpuinfo.read_text(errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

@@ -1,0 +1,109 @@
+"""Files that are either whole or absent: atomic writes, checksums and space checks."""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from attar.errors import AttarError, UsageError
+
+
+@contextmanager
+def atomic_path(target: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `target`; rename it over `target` when the block succeeds."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    try:
+        yield temporary
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(target: Path) -> Iterator[Path]:
+    """Yield a temporary folder beside `target`; rename it when the block succeeds.
+
+    An existing `target` is moved aside first, so at every moment a whole folder of one of the two
+    names exists; `recover_folder` puts the old one back after a crash between the two renames.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary, old = _sibling(target, "partial"), _sibling(target, "old")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    try:
+        yield temporary
+        recover_folder(target)
+        if target.exists():
+            target.rename(old)
+        temporary.rename(target)
+        shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def recover_folder(target: Path) -> None:
+    """Finish or undo a folder replacement that a crash interrupted."""
+    old = _sibling(target, "old")
+    if old.exists():
+        if target.exists():
+            shutil.rmtree(old)
+        else:
+            old.rename(target)
+
+
+def _sibling(target: Path, suffix: str) -> Path:
+    return target.with_name(f".{target.name}.{suffix}")
+
+
+def write_text(target: Path, text: str) -> None:
+    """Write a text file atomically."""
+    with atomic_path(target) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(target: Path, value: Any) -> None:
+    """Write a JSON file atomically, indented, keys in the given order."""
+    write_text(target, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file; a broken one is an error that names it."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise AttarError(f"{path} is not valid JSON ({error}); delete it and run again") from error
+
+
+def sha256_file(path: Path) -> str:
+    """Return the sha256 of a file's bytes in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_text(text: str) -> str:
+    """Return the sha256 of the exact string (UTF-8) in hex."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def check_writable(folder: Path, needed_bytes: int = 0) -> None:
+    """Refuse a place that cannot be written to or has too little space, before work begins."""
+    existing = folder
+    while not existing.exists():
+        existing = existing.parent
+    if not existing.is_dir():
+        raise UsageError(f"{existing} is a file, not a folder; choose another place for {folder}")
+    if not os.access(existing, os.W_OK):
+        raise UsageError(f"no permission to write in {existing}; choose another place for {folder}")
+    free = shutil.disk_usage(existing).free
+    if free < needed_bytes:
+        raise UsageError(
+            f"{folder} needs {needed_bytes / 1e6:,.0f} MB but {existing} has {free / 1e6:,.0f} MB "
+            "free; free some space or choose another place"
+        )

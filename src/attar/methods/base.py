@@ -1,0 +1,105 @@
+"""What a distillation method is made of: objectives, class features, phases, and the recipe.
+
+An objective maps (Outputs, Batch, class_features) to a Loss. It is a module because it may own
+parameters (they are optimised, saved apart and never exported), and it never holds the teacher.
+"""
+
+import abc
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+from attar.types import Batch, Loss, Outputs
+
+Trainable = Literal["all", "backbone", "projection"]
+Views = Literal["clean", "same", "online"]
+Need = Literal["teacher", "labels", "class_features", "captions", "text", "domains"]
+
+
+class Objective(nn.Module, abc.ABC):
+    """A loss over one batch."""
+
+    needs_trunk: bool = False
+    """Ask the student for its features before the projection."""
+    needs_anchor: bool = False
+    """Ask for the frozen initial student's Outputs on the same images, as `anchor=`."""
+
+    @abc.abstractmethod
+    def forward(
+        self,
+        outputs: Outputs,
+        batch: Batch,
+        class_features: Tensor | None,
+        anchor: Outputs | None = None,
+    ) -> Loss:
+        """Return the loss of a batch; `class_features` is [C, D] or None."""
+
+
+class ClassFeatures(nn.Module, abc.ABC):
+    """Provider of the class features [C, D]: a frozen tensor, or learnt prompts with gradient.
+
+    The one place where a gradient may cross teacher weights is a subclass that holds the frozen
+    text tower; its parameters are the context vectors alone.
+    """
+
+    @abc.abstractmethod
+    def forward(self) -> Tensor:
+        """Return the unit class features [C, D]."""
+
+
+class FrozenClassFeatures(ClassFeatures):
+    """Class features computed once from the teacher's text side."""
+
+    features: Tensor
+
+    def __init__(self, features: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("features", features, persistent=False)
+
+    def forward(self) -> Tensor:
+        """Return the class features [C, D]."""
+        return self.features
+
+
+@dataclass(frozen=True, kw_only=True)
+class Phase:
+    """One stretch of training with one objective and one set of trainable weights."""
+
+    name: str
+    objective: Objective
+    trainable: Trainable
+    steps: int
+    views: Views = "clean"
+    """`clean`: the teacher saw the clean image, the student any augmentation; `same`: recorded
+    views only, the student sees exactly what the teacher saw; `online`: the teacher is asked."""
+    start: Literal["previous", "initial"] = "previous"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """What an objective may need to know when it is built."""
+
+    dim: int
+    """D, the joint embedding dimension (or the number of classes for plain classifiers)."""
+    trunk_width: int
+    num_classes: int
+    num_domains: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """A recipe: what it needs, its phases, its defaults. Added in one file and one dict entry."""
+
+    name: str
+    summary: str
+    paper: str
+    needs: frozenset[Need]
+    options: type[Any]
+    """A frozen dataclass; its fields are the command line's `--method.NAME`."""
+    phases: Callable[[Any, int, Sizes], tuple[Phase, ...]]
+    """(options, total optimiser steps, sizes) -> phases whose steps sum to the total."""
+    head: Literal["embedding", "classes"] = "embedding"
+    training: Mapping[str, Any] = field(default_factory=dict)
+    """Defaults of the training configuration that the paper sets otherwise."""

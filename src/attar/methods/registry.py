@@ -1,0 +1,27 @@
+"""Every method by its paper's name."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from attar.config import coerce_options
+from attar.errors import unknown_name
+from attar.methods import erm, feature_mse, vl2v_adip
+from attar.methods.base import Method
+
+METHODS: Mapping[str, Method] = {
+    "erm": erm.METHOD,
+    "feature-mse": feature_mse.METHOD,
+    "vl2v-adip": vl2v_adip.METHOD,
+}
+
+
+def find_method(name: str) -> Method:
+    """Return a method by name; an unknown one is a UsageError with the nearest names."""
+    if name not in METHODS:
+        raise unknown_name("method", name, METHODS)
+    return METHODS[name]
+
+
+def method_options(method: Method, values: Mapping[str, Any]) -> Any:
+    """Build a method's options from `--method.` values; unknown or ill-typed ones are refused."""
+    return coerce_options(method.options, values, prefix="--method.")

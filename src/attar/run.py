@@ -1,0 +1,197 @@
+"""A run: its resolved configuration and its folder, which is the truth about what was done."""
+
+import platform
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from attar.config import coerce_options, dump_yaml, to_plain
+from attar.data.splits import SplitConfig
+from attar.errors import UsageError
+from attar.evaluation.config import EvaluationConfig
+from attar.files import check_writable, write_json, write_text
+from attar.store.config import EmbedConfig
+from attar.students.config import StudentConfig
+from attar.training.config import TrainingConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Which images, of which classes."""
+
+    data: tuple[Path, ...]
+    """Folders or manifests of images; labelled and unlabelled ones may stand side by side."""
+    classes: Path | None = None
+    """Class list: a text file (one a line) or JSON {class: [descriptions]}."""
+    templates: str = "photo"
+    """Prompt templates: a known name, or a file with one "{c}" template a line."""
+    unlabelled: bool = False
+    """Ignore labels that the folders' names would give."""
+    subset: Literal["all", "odd", "even"] = "all"
+    """Only the images whose name's sha256 is odd or even (what the pocket teacher saw is even)."""
+    strict: bool = False
+    """Stop at the first image that cannot be read, instead of setting it aside."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Everything that decides the outcome of `attar distill`."""
+
+    data: DataConfig
+    teacher: str | None
+    """The teacher, or None when a store holds all it said or the method needs none."""
+    student: str
+    method: str = "vl2v-adip"
+    method_options: Mapping[str, Any] = field(default_factory=dict)
+    store: Path | None = None
+    """Where the teacher's embeddings are kept; RUN/store by default."""
+    splits: SplitConfig = field(default_factory=SplitConfig)
+    protocol: Literal["folder", "domainbed"] = "folder"
+    """How images are divided: stratified fractions, or DomainBed's exact splits."""
+    student_config: StudentConfig = field(default_factory=StudentConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    embed: EmbedConfig = field(default_factory=EmbedConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    references: bool = True
+    """Also measure the untrained student, the mean embedding, and the backbone whose projection
+    alone was fitted."""
+    baseline: Path | None = None
+    """A run (of `erm`, say) whose student is shown beside this one."""
+
+
+_SECTIONS = {"student_config": "student", "training": "training", "embed": "embed"}
+_SECTIONS |= {"evaluation": "evaluation", "method_options": "method", "splits": "splits"}
+
+
+def to_options(config: RunConfig) -> dict[str, Any]:
+    """Return the configuration under the names of the command line's options.
+
+    A section that shares its name with an option (`--student NAME`, `--student.weights`) holds it
+    under `name`, so that `attar distill --config FILE` reads the same file back.
+    """
+    plain = to_plain(config)
+    options: dict[str, Any] = dict(plain.pop("data"))
+    for name, value in plain.items():
+        section = _SECTIONS.get(name)
+        if section is None:
+            target = options.setdefault(name, {}) if name in _SECTIONS.values() else options
+            if target is options:
+                options[name] = value
+            else:
+                target["name"] = value
+        elif isinstance(options.get(section), dict):
+            options[section].update(value)
+        else:
+            options[section] = value
+    held_out = options.get("splits", {}).pop("held_out_domain", None)
+    options["held_out_domain"] = held_out
+    return {k: v for k, v in options.items() if v not in (None, {}, [])}
+
+
+def with_method_defaults(training: TrainingConfig, defaults: Mapping[str, Any]) -> TrainingConfig:
+    """Return `training` with the method's defaults where the user left attar's."""
+    values = {f.name: getattr(training, f.name) for f in fields(training)}
+    untouched = {f.name: f.default for f in fields(training)}
+    changes = {k: v for k, v in defaults.items() if values[k] == untouched[k]}
+    return coerce_options(TrainingConfig, {**values, **changes}, "--training.")
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Where the pieces of a run are."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        """The resolved configuration."""
+        return self.path / "config.yaml"
+
+    @property
+    def images(self) -> Path:
+        """Parquet of the image table."""
+        return self.path / "images.parquet"
+
+    @property
+    def set_aside(self) -> Path:
+        """Files that could not be read, with reasons."""
+        return self.path / "set_aside.json"
+
+    @property
+    def store(self) -> Path:
+        """The teacher's embeddings, unless a store was given."""
+        return self.path / "store"
+
+    @property
+    def student(self) -> Path:
+        """The trained student."""
+        return self.path / "student"
+
+    @property
+    def results(self) -> Path:
+        """One measurement a line."""
+        return self.path / "results.jsonl"
+
+    @property
+    def bundle(self) -> Path:
+        """The exported bundle."""
+        return self.path / "bundle"
+
+    @property
+    def done(self) -> Path:
+        """Present when the run is complete."""
+        return self.path / "done"
+
+    def open(self, config: RunConfig, command: str) -> None:
+        """Create the folder or take it up again; a different configuration is refused.
+
+        Raises:
+            UsageError: the folder holds another run, or cannot be written to.
+        """
+        check_writable(self.path, needed_bytes=50_000_000)
+        text = dump_yaml(to_options(config))
+        if self.config.is_file():
+            changed = _differences(yaml.safe_load(self.config.read_text()), yaml.safe_load(text))
+            if changed:
+                raise UsageError(
+                    f"{self.path} holds a run with another configuration ({'; '.join(changed)}); "
+                    "choose another --out, or delete the folder"
+                )
+        elif self.path.is_dir() and any(self.path.iterdir()) and not self._is_started():
+            raise UsageError(f"{self.path} is not empty and is no run; choose another --out")
+        write_text(self.config, text)
+        write_text(self.path / "command.txt", command + "\n")
+        write_json(self.path / "environment.json", environment())
+
+    def _is_started(self) -> bool:
+        return (self.path / "train.log").is_file()
+
+
+def _differences(old: Any, new: Any, prefix: str = "") -> list[str]:
+    """List the options that differ, e.g. "training.lr 0.001 there, 0.01 asked"."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        names = list(dict.fromkeys([*old, *new]))
+        return [
+            line
+            for name in names
+            for line in _differences(old.get(name), new.get(name), f"{prefix}{name}.")
+        ]
+    return [] if old == new else [f"{prefix[:-1]} {old} there, {new} asked"]
+
+
+def environment() -> dict[str, Any]:
+    """Return versions of Python, the platform and every library the result depends on."""
+    packages = ("attar", "torch", "torchvision", "timm", "open-clip-torch", "accelerate", "numpy")
+    packages += ("pillow", "transformers", "onnxruntime")
+    versions = {}
+    for name in packages:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = "not installed"
+    return {"python": sys.version.split()[0], "platform": platform.platform(), "packages": versions}

@@ -1,0 +1,252 @@
+"""The student: a timm network whose own classifier is the projection into the teacher's space.
+
+So the saved folder is an ordinary timm model (`timm.create_model("local-dir:PATH")`), and OpenCLIP
+can load it as an image tower.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import timm
+import torch
+from safetensors.torch import load_file
+from timm.models import save_for_hf
+from torch import Tensor, nn
+
+from attar.errors import UsageError, unknown_name
+from attar.files import atomic_folder, read_json, write_json
+from attar.students.config import StudentConfig
+from attar.students.weights import classifier_names, load_backbone_weights
+from attar.types import Outputs
+
+Head = Literal["embedding", "classes"]
+_SMALLEST_IMAGE = 32
+_BATCH_NORMS = (nn.modules.batchnorm._BatchNorm,)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudentSpec:
+    """Everything needed to build the student again and to feed it."""
+
+    name: str
+    """timm's architecture name."""
+    dim: int
+    """Width of the output: the teacher's joint dimension, or the number of classes."""
+    head: Head
+    """"embedding": features in the teacher's space; "classes": plain logits of `class_names`."""
+    image_size: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    interpolation: str
+    crop_pct: float
+    class_names: tuple[str, ...] = ()
+    """The classes of the logits when `head` is "classes"."""
+    teacher: str = ""
+    logit_scale: float = 100.0
+    weights: str = "none"
+    """Where the starting weights came from."""
+    freeze_bn: bool = False
+
+
+class Student(nn.Module):
+    """A timm network with its preprocessing; images come in as [0, 1] and are normalised inside."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, network: nn.Module, spec: StudentSpec) -> None:
+        super().__init__()
+        self.network = network
+        self.spec = spec
+        self.register_buffer("mean", torch.tensor(spec.mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(spec.std).view(1, 3, 1, 1), persistent=False)
+
+    def forward(
+        self, images: Tensor, *, trunk: bool = False, regions: bool = False
+    ) -> Outputs:
+        """Return features [B, D] (unnormalised) of images [B, 3, H, W] in [0, 1].
+
+        `trunk` adds the pooled features before the projection [B, W], `regions` the projected
+        features of each place of the last feature map [B, R, D].
+        """
+        normalised = (images - self.mean) / self.std
+        if not trunk and not regions:
+            return Outputs(features=self.network(normalised))
+        network: Any = self.network
+        feature_map = network.forward_features(normalised)
+        pooled = network.forward_head(feature_map, pre_logits=True)
+        return Outputs(
+            features=self.projection()(pooled),
+            trunk=pooled if trunk else None,
+            regions=self._regions(feature_map) if regions else None,
+        )
+
+    def _regions(self, feature_map: Tensor) -> Tensor:
+        """Project each place of a convolutional map [B, W, h, w] by itself, as pooling would."""
+        if feature_map.ndim != 4:
+            raise UsageError(f"{self.spec.name} has no convolutional map to take regions from")
+        network: Any = self.network
+        batch, width, height, breadth = feature_map.shape
+        places = feature_map.permute(0, 2, 3, 1).reshape(-1, width, 1, 1)
+        projected = self.projection()(network.forward_head(places, pre_logits=True))
+        return projected.view(batch, height * breadth, -1)
+
+    def projection(self) -> nn.Module:
+        """Return the network's own classifier: the projection into the joint space."""
+        return self.network.get_submodule(classifier_names(self.network)[0])
+
+    def projection_parameters(self) -> Iterator[nn.Parameter]:
+        """Yield the parameters of the projection."""
+        for name in classifier_names(self.network):
+            yield from self.network.get_submodule(name).parameters()
+
+    def backbone_parameters(self) -> Iterator[nn.Parameter]:
+        """Yield every parameter outside the projection."""
+        projection = {id(p) for p in self.projection_parameters()}
+        yield from (p for p in self.network.parameters() if id(p) not in projection)
+
+    def set_projection(self, weight: Tensor, bias: Tensor) -> None:
+        """Put a fitted projection (weight [D, W], bias [D]) in place of the classifier's values."""
+        linear = self.projection()
+        if not isinstance(linear, nn.Linear) or linear.weight.shape != weight.shape:
+            raise UsageError(
+                f"{self.spec.name}'s classifier is not one linear layer of shape "
+                f"{tuple(weight.shape)}; use --student.projection random"
+            )
+        with torch.no_grad():
+            linear.weight.copy_(weight)
+            linear.bias.copy_(bias)
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the training mode; frozen BatchNorm stays in evaluation mode."""
+        super().train(mode)
+        if self.spec.freeze_bn:
+            for module in self.modules():
+                if isinstance(module, _BATCH_NORMS):
+                    module.eval()
+        return self
+
+
+def bare_name(name: str) -> str:
+    """Return timm's name for "timm/NAME" or "NAME".
+
+    Raises:
+        UsageError: timm has no such model; the nearest names are given.
+    """
+    bare = name.removeprefix("timm/")
+    if not timm.is_model(bare):
+        raise unknown_name("student (timm model)", bare, timm.list_models())
+    return bare
+
+
+def build_student(
+    name: str,
+    dim: int,
+    config: StudentConfig,
+    *,
+    class_names: Sequence[str] = (),
+    teacher: str = "",
+    logit_scale: float = 100.0,
+) -> Student:
+    """Build a timm network with `dim` outputs, its starting weights loaded.
+
+    Giving `class_names` makes it a plain classifier (`head="classes"`).
+
+    Raises:
+        UsageError: unknown name, weights that do not fit, or an image size it cannot take.
+    """
+    architecture = bare_name(name)
+    network = _create_network(architecture, dim, config.image_size)
+    origin = load_backbone_weights(network, architecture, config.weights)
+    cfg: Any = network.pretrained_cfg
+    spec = StudentSpec(
+        name=architecture,
+        dim=dim,
+        head="classes" if class_names else "embedding",
+        image_size=config.image_size or cfg["input_size"][-1],
+        mean=tuple(cfg["mean"]),
+        std=tuple(cfg["std"]),
+        interpolation=cfg["interpolation"],
+        crop_pct=cfg["crop_pct"],
+        class_names=tuple(class_names),
+        teacher=teacher,
+        logit_scale=logit_scale,
+        weights=origin,
+        freeze_bn=config.freeze_bn,
+    )
+    student = Student(network, spec)
+    _try_one_image(student)
+    return student
+
+
+def save_student(student: Student, folder: Path) -> Path:
+    """Write the student as a timm model folder (config.json, model.safetensors) plus attar.json."""
+    with atomic_folder(folder) as temporary:
+        save_for_hf(student.network, str(temporary), safe_serialization=True)
+        write_json(temporary / "attar.json", asdict(student.spec))
+    return folder
+
+
+def load_student(path: Path | str) -> Student:
+    """Load a student from its folder, or from the run folder that holds one, in evaluation mode.
+
+    Raises:
+        UsageError: the folder holds no student.
+    """
+    folder = Path(path)
+    if not (folder / "attar.json").is_file():
+        folder = folder / "student"
+    if not (folder / "attar.json").is_file():
+        raise UsageError(f"{path} holds no student; give a run folder made by `attar distill`")
+    spec = _spec_from_json(read_json(folder / "attar.json"))
+    network = _create_network(spec.name, spec.dim, spec.image_size)
+    network.load_state_dict(load_file(folder / "model.safetensors"))
+    return Student(network, spec).eval()
+
+
+def _spec_from_json(values: dict[str, Any]) -> StudentSpec:
+    sequences = {k: tuple(v) for k, v in values.items() if isinstance(v, list)}
+    return StudentSpec(**{**values, **sequences})
+
+
+def _create_network(name: str, dim: int, image_size: int | None) -> nn.Module:
+    """Create the timm network; only a network with a fixed grid is told the image size."""
+    default: Any = timm.get_pretrained_cfg(name)
+    if image_size is None or not default.fixed_input_size:
+        network: nn.Module = timm.create_model(name, num_classes=dim)
+        return network
+    try:
+        network = timm.create_model(name, num_classes=dim, img_size=image_size)
+    except (TypeError, AssertionError, ValueError, RuntimeError) as error:
+        raise _wrong_size(name, image_size, default.input_size[-1]) from error
+    return network
+
+
+def _try_one_image(student: Student) -> None:
+    """Run one image through, so that a size the backbone cannot take is refused here and now."""
+    size, was_training = student.spec.image_size, student.training
+    embedding: Any = getattr(student.network, "patch_embed", None)
+    patch = getattr(embedding, "patch_size", (1, 1))[0]
+    own: Any = student.network.pretrained_cfg
+    if size < _SMALLEST_IMAGE or size % patch:
+        # Networks accept these silently: a map of no extent, or pixels cut off at the border.
+        raise _wrong_size(student.spec.name, size, own["input_size"][-1], patch)
+    student.eval()
+    try:
+        with torch.no_grad():
+            features = student(torch.zeros(1, 3, size, size)).features
+    except (RuntimeError, AssertionError, ValueError) as error:
+        raise _wrong_size(student.spec.name, size, own["input_size"][-1], patch) from error
+    if features.shape != (1, student.spec.dim):
+        raise UsageError(f"{student.spec.name} gives {tuple(features.shape)}, not one vector")
+    student.train(was_training)
+
+
+def _wrong_size(name: str, size: int, own: int, patch: int = 1) -> UsageError:
+    multiple = f", a multiple of {patch}" if patch > 1 else ""
+    return UsageError(
+        f"--student.image-size {size}: {name} cannot take it; its own size is {own} px "
+        f"(at least {_SMALLEST_IMAGE}{multiple})"
+    )

@@ -1,0 +1,103 @@
+"""Every registered method: phases fill the budget, gradients arrive, nothing flows to the teacher."""
+
+import inspect
+
+import pytest
+import torch
+from torch import nn
+
+from attar.errors import UsageError
+from attar.methods.base import Objective, Sizes
+from attar.methods.registry import METHODS, find_method, method_options
+from attar.types import Batch, Outputs
+
+SIZES = Sizes(dim=8, trunk_width=12, num_classes=5, num_domains=2)
+
+
+def make_batch(labels: list[int]) -> Batch:
+    count = len(labels)
+    return Batch(
+        images=torch.rand(count, 3, 4, 4),
+        keys=tuple(str(i) for i in range(count)),
+        image_features=nn.functional.normalize(torch.randn(count, SIZES.dim), dim=-1),
+        labels=torch.tensor(labels),
+        domains=torch.zeros(count, dtype=torch.int64),
+    )
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_phases_fill_the_budget(name: str) -> None:
+    method = METHODS[name]
+    assert method.name == name
+    phases = method.phases(method_options(method, {}), 200, SIZES)
+    assert sum(phase.steps for phase in phases) == 200
+    assert all(phase.steps > 0 for phase in phases)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_objective(name: str) -> None:
+    method = METHODS[name]
+    batch = make_batch([0, 3, 3, -1])
+    for phase in method.phases(method_options(method, {}), 10, SIZES):
+        width = SIZES.num_classes if method.head == "classes" else SIZES.dim
+        features = torch.randn(4, width, requires_grad=True)
+        class_features = nn.functional.normalize(torch.randn(5, SIZES.dim), dim=-1)
+        class_features.requires_grad_()
+        loss = phase.objective(Outputs(features=features), batch, class_features)
+        assert loss.total.ndim == 0
+        assert loss.terms
+        assert all(term.ndim == 0 for term in loss.terms.values())
+        loss.total.backward()
+        assert features.grad is not None
+        assert features.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_objective_never_holds_the_teacher(name: str) -> None:
+    method = METHODS[name]
+    for phase in method.phases(method_options(method, {}), 10, SIZES):
+        forward = inspect.signature(phase.objective.forward).parameters
+        assert "teacher" not in forward
+        assert isinstance(phase.objective, Objective)
+
+
+def test_vl2v_stages_train_projection_then_backbone() -> None:
+    method = find_method("vl2v-adip")
+    align, distill = method.phases(method_options(method, {}), 200, SIZES)
+    assert (align.name, align.trainable, align.steps) == ("align", "projection", 50)
+    assert (distill.name, distill.trainable, distill.steps) == ("distill", "backbone", 150)
+    (only,) = method.phases(method_options(method, {"align-share": "0"}), 200, SIZES)
+    assert only.name == "distill"
+
+
+def test_vl2v_aligns_an_unlabelled_image_to_its_image_feature_alone() -> None:
+    method = find_method("vl2v-adip")
+    objective = method.phases(method_options(method, {}), 4, SIZES)[0].objective
+    batch = make_batch([-1, -1])
+    class_features = torch.randn(5, SIZES.dim)
+    assert batch.image_features is not None
+    perfect = objective(Outputs(features=batch.image_features), batch, class_features)
+    assert perfect.total.item() == pytest.approx(-1, abs=1e-6)
+
+
+def test_erm_ignores_images_without_a_label() -> None:
+    method = find_method("erm")
+    objective = method.phases(method_options(method, {}), 4, SIZES)[0].objective
+    features = torch.randn(3, 5)
+    with_unlabelled = objective(Outputs(features=features), make_batch([1, -1, 2]), None)
+    without = objective(Outputs(features=features[[0, 2]]), make_batch([1, 2]), None)
+    assert with_unlabelled.total.item() == pytest.approx(without.total.item())
+    none = objective(Outputs(features=features), make_batch([-1, -1, -1]), None)
+    assert none.total.item() == 0
+
+
+def test_unknown_method_and_option_name_the_nearest() -> None:
+    with pytest.raises(UsageError, match="did you mean 'vl2v-adip'"):
+        find_method("vl2v")
+    with pytest.raises(UsageError, match="--method.image-weight"):
+        method_options(find_method("vl2v-adip"), {"image-wight": "0.3"})
+    with pytest.raises(UsageError, match="expected float"):
+        method_options(find_method("vl2v-adip"), {"image-weight": "much"})
+    with pytest.raises(UsageError, match="between 0 and 1"):
+        method = find_method("vl2v-adip")
+        method.phases(method_options(method, {"image-weight": 2}), 10, SIZES)

