@@ -14,10 +14,10 @@ SOURCE = Path(attar.__file__).parent
 LAYERS = [
     {"errors", "types", "records", "files", "config", "device", "losses"},
     {"prompts", "data"},
-    {"teachers"},
+    {"teachers", "runtime"},
     {"store", "students"},
     {"methods"},
-    {"training", "evaluation", "runtime", "report"},
+    {"training", "evaluation", "report"},
     {"export"},
     {"run", "stages"},
     {"pipeline"},

@@ -143,9 +143,30 @@ class RunFolder:
         return self.path / "bundle"
 
     @property
+    def classes(self) -> Path:
+        """The classes by name, each with the prompts that describe it."""
+        return self.path / "classes.json"
+
+    @property
     def done(self) -> Path:
         """Present when the run is complete."""
         return self.path / "done"
+
+    def options(self) -> dict[str, Any]:
+        """Return the resolved configuration of a run made before.
+
+        Raises:
+            UsageError: the folder holds no run.
+        """
+        if not self.config.is_file():
+            raise UsageError(f"{self.path} is no run folder; make one with `attar distill`")
+        options: dict[str, Any] = yaml.safe_load(self.config.read_text(encoding="utf-8"))
+        return options
+
+    def option(self, name: str) -> Any:
+        """Return one option of a run made before, e.g. "method"; None when it was not set."""
+        value = self.options().get(name)
+        return value.get("name") if isinstance(value, dict) and "name" in value else value
 
     def open(self, config: RunConfig, command: str) -> None:
         """Create the folder or take it up again; a different configuration is refused.

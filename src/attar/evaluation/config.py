@@ -1,0 +1,20 @@
+"""What a user may set about an evaluation; free of torch so that the CLI starts quickly."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """How models are measured."""
+
+    tasks: tuple[str, ...] = ("zero_shot", "fidelity")
+    """Tasks to run, each on stored features."""
+
+    batch_size: int = 64
+    """Images in one forward pass."""
+
+    workers: int = 2
+    """Processes that read and prepare images; 0 reads in this process."""
+
+    predictions: bool = True
+    """Write every image's prediction (predictions/ROLE-SPLIT.parquet) for the report."""

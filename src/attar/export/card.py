@@ -1,0 +1,184 @@
+"""The model card of a bundle: what it is, what was measured, what binds its use."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import yaml
+
+from attar.export.config import BundleFacts
+from attar.export.parity import Parity
+from attar.records import Record
+from attar.students.student import StudentSpec
+
+_METRICS = {
+    "acc1": "accuracy",
+    "acc5": "top-5 accuracy",
+    "mean_per_class_recall": "mean per class",
+    "ece": "calibration error",
+    "agreement": "agreement with the teacher",
+    "mean_cosine": "mean cosine with the teacher",
+}
+"""Metrics that the card shows, in this order: key in the results -> words."""
+_UNKNOWN = "–"
+
+
+def card_text(
+    spec: StudentSpec, facts: BundleFacts, parity: Parity, class_names: Sequence[str], texts: int
+) -> str:
+    """Return the card as Markdown with YAML front matter.
+
+    Args:
+        spec: the student.
+        facts: its origin and results.
+        parity: the measured agreement of the ONNX file with torch.
+        class_names: the bundle's classes.
+        texts: how many texts its vocabulary holds, 0 for none.
+    """
+    front = yaml.safe_dump(_front_matter(spec, facts), sort_keys=False, allow_unicode=True)
+    sections = [
+        f"# {spec.name}" + (f" distilled from {facts.teacher}" if facts.teacher else ""),
+        _what(spec, facts, class_names, texts),
+        "## Teacher and licence\n\n" + _licence(facts),
+        "## Data\n\n" + _data(facts, spec),
+        "## Measured results\n\n" + _results(facts.metrics),
+        "## Agreement with torch\n\n" + _parity(parity),
+        "## Limits\n\n" + _limits(spec, facts),
+        "## How to use\n\n" + _usage(spec, texts),
+    ]
+    return f"---\n{front}---\n\n" + "\n\n".join(sections) + "\n"
+
+
+def _front_matter(spec: StudentSpec, facts: BundleFacts) -> dict[str, Any]:
+    zero_shot = spec.head == "embedding"
+    front: dict[str, Any] = {
+        "library_name": "timm",
+        "pipeline_tag": "zero-shot-image-classification" if zero_shot else "image-classification",
+        "license": "other",
+        "license_name": "see-card",
+        "base_model": [f"timm/{spec.name}", *([facts.teacher] if facts.teacher else [])],
+        "datasets": list(facts.datasets),
+        "metrics": ["accuracy"],
+        "tags": ["onnx", *(["knowledge-distillation"] if facts.teacher else [])],
+    }
+    return {key: value for key, value in front.items() if value != []}
+
+
+def _what(spec: StudentSpec, facts: BundleFacts, class_names: Sequence[str], texts: int) -> str:
+    shown = ", ".join(class_names[:20]) + (", …" if len(class_names) > 20 else "")
+    how = f" with the method `{facts.method}`" if facts.method else ""
+    if spec.head == "classes":
+        kind = "It gives one logit for each of its classes, which are fixed."
+    else:
+        kind = (
+            f"It gives a unit vector of {spec.dim} numbers in its teacher's joint space of images "
+            "and texts; the answer is the class whose text features are nearest."
+        )
+    lines = [
+        f"A small image model (`{spec.name}`, {spec.image_size} px, starting weights: "
+        f"{spec.weights}) trained{how}. {kind}",
+        f"Classes ({len(class_names)}): {shown}.",
+    ]
+    if texts:
+        lines.append(f"A vocabulary of {texts:,} texts lets its classes be changed on the device.")
+    return "\n\n".join(lines)
+
+
+def _licence(facts: BundleFacts) -> str:
+    if not facts.teacher:
+        return "It was trained without a teacher; the licence of its starting weights applies."
+    said = f"**{facts.licence}**" if facts.licence else "No restriction on its weights is known."
+    return (
+        f"Teacher: `{facts.teacher}`. {said} The licences of the teacher, of the starting weights "
+        "and of the training data may each bind the use of this model."
+    )
+
+
+def _data(facts: BundleFacts, spec: StudentSpec) -> str:
+    named = ", ".join(f"`{name}`" for name in facts.datasets) or "not named"
+    return f"Trained on: {named}. Starting weights: {spec.weights}."
+
+
+def _results(records: Sequence[Record]) -> str:
+    """Return the table of results, one row a record, only the columns that some row has."""
+    if not records:
+        return "None were measured before the export."
+    keys = [key for key in _METRICS if any(key in record.metrics for record in records)]
+    header = ["model", "data", "split", "domain", "images", *(_METRICS[key] for key in keys)]
+    rows = [
+        [
+            record.role,
+            record.dataset,
+            record.split,
+            record.domain,
+            f"{record.num_images:,}" if record.num_images else _UNKNOWN,
+            *(_number(key, record.metrics.get(key)) for key in keys),
+        ]
+        for record in records
+    ]
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(_cell(c) for c in line) + " |" for line in lines)
+
+
+def _number(key: str, value: float | None) -> str:
+    if value is None:
+        return _UNKNOWN
+    return f"{value:.3f}" if key in ("ece", "mean_cosine") else f"{100 * value:.1f} %"
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+def _parity(parity: Parity) -> str:
+    cosine = math.floor(parity.min_cosine * 1e6) / 1e6  # "at least" must not be rounded up
+    return (
+        f"On {parity.images} real images `model.onnx` and the student in torch differ by at most "
+        f"{parity.max_abs_difference:.1e} in any output, cosine at least {cosine:.6f}, "
+        f"same best class on {parity.top1_agreement:.0%} (ties aside); the preprocessing differs "
+        f"by at most {parity.max_pixel_difference * 255:.1f} of 255 levels."
+    )
+
+
+def _limits(spec: StudentSpec, facts: BundleFacts) -> str:
+    lines = [
+        "The results hold for the data in the table; on other kinds of pictures measure first.",
+        "It answers among its classes only"
+        + (
+            f', and says "none of these" below a confidence of {facts.threshold:.2f}.'
+            if facts.threshold > 0
+            else ", whatever the picture shows, unless a threshold is given."
+        ),
+        "What its teacher, its starting weights and its data get wrong or leave out, it does too.",
+    ]
+    if spec.head == "embedding":
+        lines.append("Classes it was not trained on may be answered less well; measure them too.")
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def _usage(spec: StudentSpec, texts: int) -> str:
+    commands = ["attar predict BUNDLE IMAGES", "attar latency BUNDLE"]
+    if texts:
+        commands.insert(1, "attar predict BUNDLE IMAGES --labels my_classes.txt")
+    output = "embedding" if spec.head == "embedding" else "logits"
+    return (
+        "```\n" + "\n".join(commands) + "\n```\n\n"
+        "From Python, without torch:\n\n"
+        "```python\n"
+        "from pathlib import Path\n\n"
+        "from attar.runtime.bundle import Bundle\n"
+        "from attar.runtime.predict import Predictor\n\n"
+        'predictor = Predictor(Bundle.open(Path("BUNDLE")))\n'
+        'print(predictor.predict([Path("image.jpg")])[0].label)\n'
+        "```\n\n"
+        f"In any ONNX runtime: `model.onnx` takes `image`, float32 [batch, 3, {spec.image_size}, "
+        f"{spec.image_size}] in [0, 1] (see `preprocess.json`; mean and standard deviation are "
+        f"inside), and gives `{output}` [batch, {spec.dim}]. Multiply "
+        + (
+            "its cosine with each row of `class_features` by `logit_scale` "
+            "(both in `labels.safetensors`)"
+            if spec.head == "embedding"
+            else "it by `logit_scale` (in `labels.safetensors`)"
+        )
+        + " and take the softmax for confidences."
+    )

@@ -1,0 +1,46 @@
+"""What `attar export` can be told, and the facts a bundle carries about its origin."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from attar.records import Record
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportConfig:
+    """Settings of `attar export`."""
+
+    vocabulary: Path | None = None
+    """A class list (text or JSON) whose text features go into the bundle, so that classes can be
+    changed on the device without the teacher."""
+    threshold: float | None = None
+    """Confidence (0 to 1) below which the bundle answers "none of these"; default: the one found
+    on validation images."""
+    parity_images: int = 16
+    """How many real images the exported model must agree with the student on."""
+    tolerance: float = 1e-4
+    """Largest allowed difference between torch and onnxruntime in any output value; for logits,
+    relative to the largest of them when that is above 1."""
+    min_cosine: float = 0.9999
+    """Smallest allowed cosine between the two outputs of one image."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BundleFacts:
+    """Where the student comes from and how to read its output: for bundle.json and the card."""
+
+    teacher: str
+    """The teacher's name, empty for a student trained without one."""
+    licence: str | None = None
+    """The line about the teacher's licence, None when its weights bind nothing."""
+    method: str = ""
+    logit_scale: float = 100.0
+    """What cosines are multiplied with before the softmax; for head "classes" the inverse
+    temperature of the logits (1.0 leaves them as trained)."""
+    threshold: float = 0.0
+    """Confidence below which the answer is "none of these"; 0 answers always."""
+    datasets: tuple[str, ...] = ()
+    """Names of the data the student was trained on."""
+    metrics: Sequence[Record] = ()
+    """Measured results for the card's table."""

@@ -1,0 +1,78 @@
+"""From a run to the bundle that goes on the device."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from attar.data.classes import ClassList, read_class_list
+from attar.data.table import ImageTable
+from attar.errors import UsageError
+from attar.export.bundle import export_bundle
+from attar.export.config import BundleFacts, ExportConfig
+from attar.files import read_json
+from attar.records import read_records
+from attar.run import RunFolder
+from attar.stages.embedding import features_for_classes
+from attar.store.store import Store
+from attar.students.student import load_student
+
+Vocabulary = tuple[Sequence[str], NDArray[Any]]
+
+
+def export(run_dir: Path, out: Path, config: ExportConfig, classes: Path | None = None) -> Path:
+    """Export a run's student with its classes, or with others, and prove parity on its images.
+
+    Raises:
+        UsageError: the run is not finished, or the classes do not fit the student.
+        AttarError: the exported model does not compute what the student computes.
+    """
+    run = RunFolder(run_dir)
+    if not run.images.is_file() or not run.student.is_dir():
+        raise UsageError(f"{run_dir} holds no finished run; make one with `attar distill`")
+    student = load_student(run_dir)
+    asked = read_class_list(classes) if classes else None
+    if student.spec.head == "classes":
+        if asked is not None or config.vocabulary is not None:
+            raise UsageError(f"{run_dir} is a plain classifier: its classes cannot be changed")
+        names, features = student.spec.class_names, None
+    else:
+        names, tensor = features_for_classes(run, asked)
+        features = tensor.numpy()
+    return export_bundle(
+        run_dir,
+        out,
+        class_features=features,
+        class_names=names,
+        sample_images=ImageTable.load(run.images).paths[-config.parity_images :],
+        config=config,
+        extras=_facts(run, student.spec.logit_scale),
+        vocabulary=_vocabulary(run, config.vocabulary),
+    )
+
+
+def _facts(run: RunFolder, logit_scale: float) -> BundleFacts:
+    store = Path(run.option("store") or run.store)
+    teacher = Store.open(store).info.teacher if (store / "store.json").is_file() else None
+    calibration = run.path / "calibration.json"
+    threshold = read_json(calibration)["threshold"] if calibration.is_file() else 0.0
+    return BundleFacts(
+        teacher=teacher.name if teacher else "",
+        licence=teacher.licence if teacher else None,
+        method=str(run.option("method")),
+        logit_scale=logit_scale,
+        threshold=threshold,
+        datasets=tuple(Path(path).name for path in run.option("data")),
+        metrics=read_records(run.results) if run.results.is_file() else (),
+    )
+
+
+def _vocabulary(run: RunFolder, path: Path | None) -> Vocabulary | None:
+    """Encode a vocabulary of class names, each as the run's prompts would have it."""
+    if path is None:
+        return None
+    words: ClassList = read_class_list(path)
+    names, features = features_for_classes(run, words)
+    return names, np.asarray(features)

@@ -1,0 +1,152 @@
+"""What the teacher says about images and classes, asked once and kept in a store."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from attar.data.classes import ClassList, read_class_list
+from attar.data.table import ImageTable
+from attar.errors import UsageError
+from attar.files import read_json
+from attar.prompts import class_texts, get_templates, mean_class_features
+from attar.run import DataConfig, RunFolder
+from attar.stages.images import read_image_table
+from attar.store.config import EmbedConfig
+from attar.store.embed import embed_images, embed_texts
+from attar.store.store import Store
+from attar.teachers.base import Teacher, TeacherInfo
+from attar.teachers.registry import describe_teacher_spec, load_teacher
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Knowledge:
+    """Everything the teacher said that a run needs; the teacher itself may be gone."""
+
+    store: Store
+    teacher: TeacherInfo
+    class_names: tuple[str, ...]
+    class_features: Tensor | None
+    """[C, D] unit rows, or None when there is no class list."""
+
+
+def consult(
+    teacher_spec: str | None,
+    images: ImageTable,
+    texts: Sequence[Sequence[str]],
+    store_path: Path,
+    config: EmbedConfig,
+) -> Knowledge:
+    """Embed what the store lacks and return what it knows.
+
+    Args:
+        teacher_spec: the teacher, or None when the store already holds everything.
+        images: every image of the run.
+        texts: for each class its prompts; empty without a class list.
+        store_path: created when absent.
+        config: how the teacher is asked.
+
+    Raises:
+        UsageError: no teacher and no store, a store of another teacher, or one that lacks rows
+            while no teacher is given.
+    """
+    flat = [text for of_class in texts for text in of_class]
+    if teacher_spec is None:
+        store = _complete_store(store_path, images, flat)
+    else:
+        teacher = _introduce(teacher_spec)
+        embed_images(teacher, images, store_path, config)
+        embed_texts(teacher, flat, store_path, config)
+        store = Store.open(store_path)
+    return Knowledge(
+        store=store,
+        teacher=store.info.teacher,
+        class_names=images.class_names,
+        class_features=read_class_features(store, texts) if flat else None,
+    )
+
+
+def prompts_of(classes: ClassList | None, images: ImageTable, templates: str) -> list[list[str]]:
+    """Return each class's prompts, from the class list or else from the labels' names."""
+    if not images.class_names:
+        return []
+    known = dict(zip(classes.names, classes.descriptions, strict=True)) if classes else {}
+    described = [(name, known.get(name, ())) for name in images.class_names]
+    names = tuple(name for name, _ in described)
+    return class_texts(ClassList(names, tuple(d for _, d in described)), get_templates(templates))
+
+
+def read_class_features(store: Store, texts: Sequence[Sequence[str]]) -> Tensor:
+    """Return class features [C, D]: each class's prompts normalised, averaged, normalised."""
+    flat = [text for of_class in texts for text in of_class]
+    features = np.asarray(store.text_features(flat), dtype=np.float32)
+    return mean_class_features(torch.from_numpy(features), [len(of_class) for of_class in texts])
+
+
+def _introduce(spec: str) -> Teacher:
+    teacher = load_teacher(spec)
+    if teacher.info.licence:
+        log.warning("licence of %s: %s", teacher.info.name, teacher.info.licence)
+    return teacher
+
+
+def _complete_store(path: Path, images: ImageTable, texts: Sequence[str]) -> Store:
+    if not (path / "store.json").is_file():
+        raise UsageError(f"no teacher given and {path} is no store; give --teacher or --store")
+    store = Store.open(path)
+    missing = int((~store.has_images(images.keys)).sum())
+    unknown = [t for t, there in zip(texts, store.has_texts(texts), strict=True) if not there]
+    if missing or unknown:
+        example = f", e.g. {unknown[0]!r}" if unknown else ""
+        raise UsageError(
+            f"store {path} lacks {missing} of {len(images)} images and {len(unknown)} of "
+            f"{len(texts)} texts{example}; give --teacher to ask for them"
+        )
+    return store
+
+
+def embed(data: DataConfig, teacher_spec: str, out: Path, config: EmbedConfig) -> Path:
+    """Embed every image, and every class's prompts, that the store at `out` lacks.
+
+    Raises:
+        UsageError: the request is wrong; the teacher has not been asked.
+    """
+    describe_teacher_spec(teacher_spec)
+    classes = read_class_list(data.classes) if data.classes else None
+    images = read_image_table(data, classes, out)
+    consult(teacher_spec, images, prompts_of(classes, images, data.templates), out, config)
+    return out
+
+
+def features_for_classes(
+    run: RunFolder, classes: ClassList | None, teacher_spec: str | None = None
+) -> tuple[tuple[str, ...], Tensor]:
+    """Return names and class features [C, D] for a run's student: its own classes, or others.
+
+    The run's store answers for texts it knows; the teacher is asked for the rest, once.
+
+    Raises:
+        UsageError: the run knows no classes, or new texts are asked and no teacher is known.
+    """
+    if classes is None:
+        if not run.classes.is_file():
+            raise UsageError(f"{run.path} was made without classes: give --classes FILE")
+        known = read_json(run.classes)
+        names, texts = tuple(known["names"]), known["texts"]
+    else:
+        names = classes.names
+        texts = class_texts(classes, get_templates(run.option("templates") or "photo"))
+    flat = [text for of_class in texts for text in of_class]
+    path = Path(run.option("store") or run.store)
+    spec = teacher_spec or run.option("teacher")
+    if not Store.open(path).has_texts(flat).all():
+        if spec is None:
+            raise UsageError(f"store {path} lacks texts of these classes; give --teacher")
+        embed_texts(_introduce(spec), flat, path, EmbedConfig())
+    return names, read_class_features(Store.open(path), texts)

@@ -1,0 +1,37 @@
+"""From `--data` to the table of images that every later stage reads."""
+
+from pathlib import Path
+
+from attar.data.classes import ClassList
+from attar.data.sources import read_sources
+from attar.data.splits import filter_parity
+from attar.data.table import ImageTable
+from attar.errors import UsageError
+from attar.run import DataConfig
+
+
+def read_image_table(
+    config: DataConfig, classes: ClassList | None, folder: Path, *, superset: bool = False
+) -> ImageTable:
+    """Read the images: layout detected, every file hashed and decoded once.
+
+    Files that cannot be read are listed in `folder`/set_aside.json; what was found about every file
+    is kept in `folder`/files.parquet, so that a second call reads only what changed. `superset`
+    lets the class list name classes that the images lack.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    table = read_sources(
+        config.data,
+        class_list=classes,
+        set_aside=folder / "set_aside.json",
+        strict=config.strict,
+        cache=folder / "files.parquet",
+        unlabelled=config.unlabelled,
+        superset=superset,
+    )
+    if config.subset == "all":
+        return table
+    part = filter_parity(table, config.subset)
+    if not len(part):
+        raise UsageError(f"--subset {config.subset} leaves none of {len(table)} images")
+    return part

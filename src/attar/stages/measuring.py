@@ -1,0 +1,206 @@
+"""Teacher, student and baselines measured side by side on images that training never saw."""
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from attar.config import to_plain
+from attar.data.splits import SourceSplits, Splits
+from attar.data.table import ImageTable
+from attar.evaluation.baselines import constant_mean, fit_projection
+from attar.evaluation.calibration import abstain_threshold, fit_scale
+from attar.evaluation.config import EvaluationConfig
+from attar.evaluation.features import features_of
+from attar.evaluation.metrics import softmax, unit
+from attar.evaluation.models import (
+    BASELINE,
+    EvaluatedModel,
+    features_from_store,
+    from_constant,
+    from_store,
+    from_student,
+    from_trunk,
+)
+from attar.evaluation.tasks import evaluate_models
+from attar.files import write_json
+from attar.records import Record
+from attar.run import RunConfig, RunFolder
+from attar.stages.embedding import Knowledge
+from attar.students.student import Student, load_student, save_student
+
+_FITTED_ON = 5000
+"""Images that a projection is fitted on at most: more would not move it, and would take time."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationRequest:
+    """What `attar evaluate` measures."""
+
+    models: tuple[EvaluatedModel, ...]
+    images: ImageTable
+    split: str
+    class_features: torch.Tensor | None
+    out: Path
+    dataset: str
+    config: EvaluationConfig = field(default_factory=EvaluationConfig)
+
+
+def build_references(
+    student: Student,
+    source: SourceSplits,
+    knowledge: Knowledge | None,
+    config: RunConfig,
+    run: RunFolder,
+) -> None:
+    """Save what costs no training, before training: the untrained student and the fitted projection.
+
+    With `--student.projection fitted` the student itself then starts from that projection. Plain
+    classifiers have no projection into the teacher's space, so nothing is done for them.
+    """
+    fitted = config.student_config.projection == "fitted"
+    if knowledge is None or student.spec.head == "classes" or not (config.references or fitted):
+        return
+    folder = run.path / "references"
+    if not (folder / "projection-only").is_dir():
+        untrained = save_student(student, folder / "untrained")
+        copy = load_student(untrained)
+        weight, bias = _fit(copy, source.train, knowledge, config, run)
+        copy.set_projection(weight, bias)
+        save_student(copy, folder / "projection-only")
+    if fitted:
+        student.load_state_dict(load_student(folder / "projection-only").state_dict())
+
+
+def _fit(
+    student: Student,
+    images: ImageTable,
+    knowledge: Knowledge,
+    config: RunConfig,
+    run: RunFolder,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    order = np.random.default_rng(config.training.seed).permutation(len(images))[:_FITTED_ON]
+    part = images.select(sorted(order.tolist()))
+    trunk = features_of(
+        from_trunk(student),
+        part,
+        run.path / "features" / "trunk-train.safetensors",
+        batch_size=config.evaluation.batch_size,
+        workers=config.evaluation.workers,
+    )
+    weight, bias = fit_projection(trunk, features_from_store(knowledge.store, part))
+    return torch.from_numpy(weight), torch.from_numpy(bias)
+
+
+def measure(
+    splits: Splits, knowledge: Knowledge | None, config: RunConfig, run: RunFolder
+) -> list[Record]:
+    """Calibrate the student on source validation images, then measure every split kept out."""
+    student = calibrated_student(splits.source.val, knowledge, config, run)
+    models = [_of_run(student, "student", config.method, run.student)]
+    if knowledge is not None:
+        models.insert(0, from_store(knowledge.store))
+        models += _references(knowledge, splits.source, config, run)
+    if config.baseline is not None:
+        models.append(open_run(config.baseline, BASELINE))
+    classes = None if knowledge is None else knowledge.class_features
+    dataset = "+".join(path.name for path in config.data.data)
+    named = {
+        "val": splits.source.val,
+        "test_id": splits.test_id,
+        "test_ood": splits.test_ood,
+        "held_out": splits.held_out,
+    }
+    records: list[Record] = []
+    for split, table in named.items():
+        if len(table):
+            records += evaluate_models(
+                models, table, split, classes, run.path, dataset, config.evaluation
+            )
+    return records
+
+
+def _references(
+    knowledge: Knowledge, source: SourceSplits, config: RunConfig, run: RunFolder
+) -> list[EvaluatedModel]:
+    folder = run.path / "references"
+    if not config.references or not folder.is_dir():
+        return []
+    mean = constant_mean(features_from_store(knowledge.store, source.train))
+    # Without a trained baseline, the backbone with only its projection fitted is the baseline.
+    role = BASELINE if config.baseline is None else "projection-only"
+    projection_only = load_student(folder / "projection-only")
+    untrained = load_student(folder / "untrained")
+    return [
+        _of_run(projection_only, role, "projection-only", folder / "projection-only"),
+        _of_run(untrained, "untrained", "untrained", folder / "untrained"),
+        from_constant(mean, knowledge.teacher),
+    ]
+
+
+def calibrated_student(
+    validation: ImageTable, knowledge: Knowledge | None, config: RunConfig, run: RunFolder
+) -> Student:
+    """Fit the student's logit scale and abstention threshold on source validation images.
+
+    Labels are the targets where there are any, else the teacher's class probabilities. Both
+    numbers are written to RUN/calibration.json and the scale into the student's own file.
+    """
+    student = load_student(run.student)
+    classes = None if knowledge is None else knowledge.class_features
+    plain = student.spec.head == "classes"
+    if not len(validation) or (classes is None and not plain):
+        return student
+    initial = 1.0 if plain or knowledge is None else knowledge.teacher.logit_scale
+    features = features_of(
+        _of_run(student, "student", config.method, run.student),
+        validation,
+        run.path / "features" / "student-val.safetensors",
+        batch_size=config.evaluation.batch_size,
+        workers=config.evaluation.workers,
+    )
+    logits = features if plain else unit(features) @ unit(classes).T
+    targets = np.asarray(validation.labels)
+    if not validation.has_labels and knowledge is not None:
+        teacher = unit(features_from_store(knowledge.store, validation)) @ unit(classes).T
+        targets = softmax(knowledge.teacher.logit_scale * teacher)
+    scale = fit_scale(logits, targets, initial)
+    confidences = softmax(scale * logits).max(axis=1)
+    threshold = abstain_threshold(confidences)
+    write_json(
+        run.path / "calibration.json",
+        {"logit_scale": scale, "threshold": threshold, "images": len(validation), "split": "val"},
+    )
+    student.spec = replace(student.spec, logit_scale=scale)
+    write_json(run.student / "attar.json", to_plain(student.spec))
+    return student
+
+
+def _of_run(student: Student, role: str, method: str, folder: Path) -> EvaluatedModel:
+    return from_student(
+        student,
+        role=role,
+        method=method,
+        pretrained=str(folder),
+        logit_scale=student.spec.logit_scale,
+    )
+
+
+def open_run(path: Path, role: str) -> EvaluatedModel:
+    """Let another run's student in, under the method that its configuration names."""
+    return _of_run(load_student(path), role, str(RunFolder(path).option("method")), path / "student")
+
+
+def evaluate(asked: EvaluationRequest) -> Path:
+    """Measure the given models side by side; return the results.jsonl they were added to."""
+    evaluate_models(
+        asked.models,
+        asked.images,
+        asked.split,
+        asked.class_features,
+        asked.out,
+        asked.dataset,
+        asked.config,
+    )
+    return asked.out / "results.jsonl"

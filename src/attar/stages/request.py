@@ -1,0 +1,100 @@
+"""What can be refused before anything is computed or spent."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from attar.data.classes import ClassList, read_class_list
+from attar.data.splits import Splits, make_domainbed_splits, make_splits
+from attar.data.table import ImageTable
+from attar.errors import UsageError
+from attar.methods.base import Method
+from attar.methods.registry import find_method, method_options
+from attar.prompts import get_templates
+from attar.run import RunConfig, RunFolder
+from attar.students.student import bare_name
+from attar.teachers.registry import describe_teacher_spec
+
+
+def check_names(config: RunConfig) -> tuple[Method, Any, ClassList | None]:
+    """Resolve every name in the configuration, reading no image and loading no weights.
+
+    Returns:
+        The method, its options, and the class list if one was given.
+
+    Raises:
+        UsageError: an unknown teacher, student, method or option, a missing path, a broken class
+            list, or a teacher that is needed and not given.
+    """
+    method = find_method(config.method)
+    options = method_options(method, config.method_options)
+    bare_name(config.student)
+    get_templates(config.data.templates)
+    if config.teacher is not None:
+        describe_teacher_spec(config.teacher)
+    elif "teacher" in method.needs and config.store is None:
+        raise UsageError(
+            f"method {method.name} needs a teacher: give --teacher (ViT-B-32/openai, "
+            "local-dir:PATH, pocket, …), or --store with embeddings made before"
+        )
+    for path in config.data.data:
+        if not path.exists():
+            raise UsageError(f"--data {path} does not exist")
+    if config.baseline is not None and not (config.baseline / "student").is_dir():
+        raise UsageError(f"--baseline {config.baseline} holds no trained student")
+    classes = read_class_list(config.data.classes) if config.data.classes else None
+    return method, options, classes
+
+
+def divide(images: ImageTable, config: RunConfig) -> Splits:
+    """Divide the images by the run's protocol."""
+    if config.protocol == "folder":
+        return make_splits(images, config.splits)
+    if config.splits.held_out_domain is None:
+        raise UsageError("DomainBed's protocol holds one domain out: give --held-out-domain")
+    return make_domainbed_splits(
+        images, config.splits.held_out_domain, trial_seed=config.splits.seed
+    )
+
+
+def check_needs(method: Method, images: ImageTable) -> None:
+    """Refuse data that lack what the method needs, by name."""
+    has = {
+        "teacher": True,
+        "labels": images.has_labels,
+        "class_features": bool(images.class_names),
+        "captions": any(caption is not None for caption in images.captions),
+        "domains": images.has_domains,
+        "text": False,
+    }
+    ways = {
+        "labels": "class/image folders, or a manifest with a label column",
+        "class_features": "--classes FILE, or labelled images",
+        "captions": "a manifest with a caption column",
+        "domains": "domain/class/image folders, or a manifest with a domain column",
+        "text": "a store with texts",
+    }
+    for need in sorted(method.needs):
+        if not has[need]:
+            raise UsageError(
+                f"method {method.name} needs {need.replace('_', ' ')}, which this data lacks "
+                f"({images.layout}): give {ways[need]}, or use --method feature-mse"
+            )
+
+
+@contextmanager
+def logging_to(run: RunFolder) -> Iterator[None]:
+    """Copy everything attar says, tracebacks included, to RUN/train.log."""
+    logger = logging.getLogger("attar")
+    handler = logging.FileHandler(run.path / "train.log", encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logger.addHandler(handler)
+    try:
+        yield
+    except Exception:
+        logger.debug("the run failed", exc_info=True)
+        raise
+    finally:
+        logger.removeHandler(handler)
+        handler.close()
