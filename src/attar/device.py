@@ -77,7 +77,7 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any
 
 def to_channels_last(module: Module) -> Module:
     """Store the 4-D weights of `module` as NHWC, which convolutions run faster on; returns it."""
-    return module.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+    return module.to(memory_format=torch.channels_last)
 
 
 def seed_everything(seed: int) -> None:
@@ -132,7 +132,7 @@ def device_summary() -> dict[str, Any]:
     if torch.cuda.is_available():
         summary["gpus"] = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
         summary["cuda"] = torch.version.cuda
-        summary["cudnn"] = torch.backends.cudnn.version()
+        summary["cudnn"] = torch.backends.cudnn.version()  # type: ignore[no-untyped-call]
     return summary
 
 

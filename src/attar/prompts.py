@@ -129,5 +129,5 @@ def mean_class_features(text_features: Tensor, counts: Sequence[int]) -> Tensor:
             f"counts {list(counts)[:10]} must be at least 1 each and sum to the "
             f"{len(text_features)} texts"
         )
-    groups = F.normalize(text_features, dim=-1).split(list(counts))
+    groups = torch.split(F.normalize(text_features, dim=-1), list(counts))
     return F.normalize(torch.stack([group.mean(dim=0) for group in groups]), dim=-1)

@@ -2,8 +2,33 @@
 
 import shlex
 import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+from attar.records import read_records
 
 
 def command_line() -> str:
     """Return the command that was given, quoted so that a shell reads it back."""
     return "attar " + " ".join(shlex.quote(word) for word in sys.argv[1:])
+
+
+def print_results(results: Path, roles: Iterable[str] = ()) -> None:
+    """Print a results.jsonl as the table of teacher, student and baselines per domain."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from attar.report.tables import three_way_table
+
+    wanted = set(roles)
+    records = [r for r in read_records(results) if not wanted or r.role in wanted]
+    rows = three_way_table(records)
+    if not rows:
+        return
+    table = Table(title="top-1 accuracy in % (and what else was measured)", title_justify="left")
+    for number, heading in enumerate(rows[0]):
+        table.add_column(heading, justify="left" if number < 2 else "right")
+    for row in rows[1:]:
+        table.add_row(*row)
+    # A pipe or a log file has no width of its own; columns must not be cut there.
+    Console(width=None if sys.stdout.isatty() else 140).print(table)

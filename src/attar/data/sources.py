@@ -1,0 +1,254 @@
+"""`--data PATH`: find out what a path holds, name it, and read it into one ImageTable."""
+
+import os
+import sys
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from attar.data.checking import Checked, check_files
+from attar.data.classes import ClassList, match_labels
+from attar.data.images import EXTENSIONS, is_image_name
+from attar.data.manifest import MANIFEST_EXTENSIONS, Entry, read_manifest
+from attar.data.table import ImageTable
+from attar.errors import AttarError, UsageError
+from attar.files import write_json
+
+_SHOWN = 5
+_EXPECTED = (
+    "give a folder of images, class/image, domain/class/image, or a CSV or Parquet manifest with "
+    f"a path column; image extensions: {', '.join(sorted(e[1:] for e in EXTENSIONS))}"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Source:
+    """One `--data` path: its layout's name, and its images before any is opened."""
+
+    root: Path
+    layout: str
+    entries: list[Entry] = field(default_factory=list)
+
+
+def read_sources(
+    roots: Sequence[Path],
+    *,
+    class_list: ClassList | None = None,
+    set_aside: Path | None = None,
+    strict: bool = False,
+    cache: Path | None = None,
+    unlabelled: bool = False,
+    superset: bool = False,
+) -> ImageTable:
+    """Read one or several data paths into one table, labelled and unlabelled side by side.
+
+    A path is a folder of images (flat or nested: no labels), class/image, domain/class/image, or a
+    CSV or Parquet manifest. Every file is hashed and fully decoded; those that cannot be read are
+    set aside, the first five named on stderr, and the rest is returned.
+
+    Args:
+        roots: the paths; their images follow each other in this order.
+        class_list: gives `class_names` and their order; labels match up to case, "_" and spaces.
+        set_aside: JSON file for [{"path", "reason"}] of the files that cannot be read.
+        strict: fail when a file cannot be read.
+        cache: Parquet file that saves a later call from reading unchanged files again.
+        unlabelled: take folders for mere folders and drop a manifest's labels.
+        superset: the class list may name classes that the data lacks, and the data may have one
+            class only (evaluation on part of the classes).
+
+    Raises:
+        UsageError: a path is missing, given twice, or holds no readable image; a broken manifest;
+            one class only; a class list that does not fit.
+        AttarError: `strict` and a file cannot be read.
+    """
+    sources = [_find(root, unlabelled) for root in _distinct(roots)]
+    if not superset:
+        _refuse_one_class([e for s in sources for e in s.entries])
+    _match(class_list, [e for s in sources for e in s.entries], superset)  # before the long read
+    checked = check_files([e.path for s in sources for e in s.entries], cache)
+    _report_broken(checked, set_aside, strict)
+    good: list[list[Entry]] = []
+    for source in sources:
+        entries = [e for e in source.entries if checked[e.path].reason is None]
+        if not entries:
+            path = source.entries[0].path
+            raise UsageError(
+                f"no image of {source.root} can be read, e.g. {path}: {checked[path].reason}; "
+                + _EXPECTED
+            )
+        good.append(entries)
+    layouts = [_describe(s.layout, e) for s, e in zip(sources, good, strict=True)]
+    everything = [entry for entries in good for entry in entries]
+    if not superset:
+        _refuse_one_class(everything)
+    return replace(_tabulate(everything, checked, class_list), layout="; ".join(layouts))
+
+
+def _distinct(roots: Sequence[Path]) -> list[Path]:
+    if not roots:
+        raise UsageError(f"no data path is given: {_EXPECTED}")
+    absolute = [root.expanduser().resolve() for root in roots]
+    for root in absolute:
+        if absolute.count(root) > 1:
+            raise UsageError(f"data path {root} is given twice: give it once")
+    return absolute
+
+
+def _find(root: Path, unlabelled: bool) -> _Source:
+    """Detect what a path holds."""
+    if not root.exists():
+        raise UsageError(f"data path {root} does not exist: {_EXPECTED}")
+    if root.is_dir():
+        return _find_folder(root, unlabelled)
+    if root.suffix.lower() in MANIFEST_EXTENSIONS:
+        entries = read_manifest(root)
+        if unlabelled:
+            entries = [
+                Entry(path=e.path, name=e.name, split=e.split, caption=e.caption) for e in entries
+            ]
+        kind = "CSV" if root.suffix.lower() == ".csv" else "Parquet"
+        return _Source(root=root, layout=f"{kind} manifest", entries=entries)
+    if is_image_name(root.name):
+        return _Source(
+            root=root,
+            layout="one image, no labels",
+            entries=[Entry(path=str(root), name=root.name)],
+        )
+    raise UsageError(
+        f"data path {root} is neither a folder nor a manifest nor an image: {_EXPECTED}"
+    )
+
+
+def _find_folder(root: Path, unlabelled: bool) -> _Source:
+    found = sorted(_walk(root, (), frozenset()))
+    if not found:
+        raise UsageError(f"data path {root} holds no images: {_EXPECTED}")
+    depths = {len(parts) for parts in found}
+    layout = "nested folder of images, no labels"
+    if depths == {1}:
+        layout = "folder of images, no labels"
+    elif depths == {2} and not unlabelled:
+        layout = "class/image"
+    elif depths == {3} and not unlabelled and _classes_repeat(found):
+        layout = "domain/class/image"
+    entries = [
+        Entry(
+            path=str(root.joinpath(*parts)),
+            name="/".join(parts),
+            label=None if "no labels" in layout else parts[-2],
+            domain=parts[0] if layout == "domain/class/image" else None,
+        )
+        for parts in found
+    ]
+    return _Source(root=root, layout=layout, entries=entries)
+
+
+def _walk(
+    folder: Path, parts: tuple[str, ...], above: frozenset[tuple[int, int]]
+) -> list[tuple[str, ...]]:
+    """Return the path parts of all images below a folder; hidden ones are skipped.
+
+    Links are followed, except a link to a folder that it lies in.
+    """
+    status = folder.stat()
+    identity = (status.st_dev, status.st_ino)
+    if identity in above:
+        return []
+    found = []
+    try:
+        items = list(os.scandir(folder))
+    except OSError as error:
+        raise UsageError(
+            f"folder {folder} cannot be listed ({error.strerror}): correct its permissions or "
+            "give another data path"
+        ) from error
+    for item in items:
+        if item.name.startswith(".") or item.name == "__MACOSX":
+            continue
+        if item.is_dir():
+            found += _walk(Path(item.path), (*parts, item.name), above | {identity})
+        elif is_image_name(item.name) and (item.is_file() or item.is_symlink()):
+            # A link that leads nowhere is taken too, so that it is set aside and not forgotten.
+            found.append((*parts, item.name))
+    return found
+
+
+def _classes_repeat(found: Sequence[tuple[str, ...]]) -> bool:
+    """Whether at least half of the second-level folder names stand in several first-level ones."""
+    domains: dict[str, set[str]] = defaultdict(set)
+    for domain, label, _ in found:
+        domains[label].add(domain)
+    repeated = sum(len(names) > 1 for names in domains.values())
+    return repeated * 2 >= len(domains)
+
+
+def _report_broken(checked: dict[str, Checked], set_aside: Path | None, strict: bool) -> None:
+    broken = [(path, c.reason) for path, c in checked.items() if c.reason is not None]
+    if set_aside is not None:
+        write_json(set_aside, [{"path": path, "reason": reason} for path, reason in broken])
+    if not broken:
+        return
+    if strict:
+        path, reason = broken[0]
+        raise AttarError(
+            f"{len(broken):,} of {len(checked):,} files cannot be read, the first is {path}: "
+            f"{reason}; remove them, or run without --strict to set them aside"
+        )
+    lines = [f"set aside {len(broken):,} of {len(checked):,} files that cannot be read:"]
+    lines += [f"  {path}: {reason}" for path, reason in broken[:_SHOWN]]
+    if len(broken) > _SHOWN:
+        where = f", see {set_aside}" if set_aside is not None else ""
+        lines.append(f"  and {len(broken) - _SHOWN:,} more{where}")
+    print("\n".join(lines), file=sys.stderr)
+
+
+def _describe(layout: str, entries: Sequence[Entry]) -> str:
+    counts = {
+        "domain": len({e.domain for e in entries} - {None}),
+        "class": len({e.label for e in entries} - {None}),
+        "image": len(entries),
+    }
+    plural = {"domain": "domains", "class": "classes", "image": "images"}
+    words = [f"{n:,} {kind if n == 1 else plural[kind]}" for kind, n in counts.items() if n]
+    return f"{layout}: {', '.join(words)}"
+
+
+def _tabulate(
+    entries: Sequence[Entry],
+    checked: dict[str, Checked],
+    class_list: ClassList | None,
+) -> ImageTable:
+    index_of = _match(class_list, entries, superset=True)
+    domain_names = sorted({e.domain for e in entries if e.domain is not None})
+    domain_of = {name: i for i, name in enumerate(domain_names)}
+    return ImageTable(
+        paths=tuple(e.path for e in entries),
+        names=tuple(e.name for e in entries),
+        keys=tuple(checked[e.path].key for e in entries),
+        labels=tuple(-1 if e.label is None else index_of[e.label] for e in entries),
+        domains=tuple(-1 if e.domain is None else domain_of[e.domain] for e in entries),
+        captions=tuple(e.caption for e in entries),
+        splits=tuple(e.split for e in entries),
+        class_names=tuple(index_of) if class_list is None else class_list.names,
+        domain_names=tuple(domain_names),
+    )
+
+
+def _match(
+    class_list: ClassList | None, entries: Sequence[Entry], superset: bool
+) -> dict[str, int]:
+    """Return the class index of each label; without a class list, in alphabetical order."""
+    found = sorted({e.label for e in entries if e.label is not None})
+    if class_list is None or not found:
+        return {name: index for index, name in enumerate(found)}
+    return dict(zip(found, match_labels(class_list, found, superset=superset), strict=True))
+
+
+def _refuse_one_class(entries: Sequence[Entry]) -> None:
+    present = {e.label for e in entries if e.label is not None}
+    if len(present) == 1:
+        raise UsageError(
+            f"one class only ({present.pop()!r}): give at least two class "
+            "folders, or pass --unlabelled if the folder is not a class"
+        )

@@ -1,0 +1,1 @@
+"""The report: one page from result files; loads no torch."""

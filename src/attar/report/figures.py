@@ -1,0 +1,328 @@
+"""Draw the report's figures as inline SVG that follows the page's light or dark theme.
+
+matplotlib draws with placeholder colours; `to_svg` turns each into a CSS variable of the page,
+and keeps text as text. Nothing here touches pyplot or its global state.
+"""
+
+import hashlib
+import io
+import math
+import re
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+from xml.sax.saxutils import quoteattr
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.collections import PatchCollection
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from numpy.typing import NDArray
+
+from attar.report.tables import ROLES, ResultTable, Series, domain_headings
+
+INK, MUTED, LINE, SURFACE, ACCENT = "#101112", "#606162", "#d8d9da", "#fdfdfc", "#0b5c8e"
+_VARIABLES = {INK: "ink", MUTED: "muted", LINE: "line", SURFACE: "surface", ACCENT: "accent"}
+WIDTH, SMALL = 400, 340
+"""Widths of drawings in CSS pixels, near the size they are shown at, so that text stays legible."""
+
+
+@dataclass(frozen=True)
+class Style:
+    """How a series looks everywhere: a CSS variable, its light colour and a marker shape."""
+
+    variable: str
+    color: str
+    marker: str
+
+
+_FAMILIES: Mapping[str, Sequence[tuple[str, str]]] = {
+    "teacher": (("#0072b2", "D"), ("#3a9bd5", "h"), ("#3454a4", "p")),
+    "student": (("#d55e00", "o"), ("#b5457f", "^"), ("#a87400", "v"), ("#7b4fb0", "<")),
+    "baseline": (("#6e7072", "s"), ("#009e73", "P"), ("#8a5a3c", "X"), ("#4a7c8c", ">")),
+}
+"""Okabe and Ito's palette first; shapes differ too, so no reader needs the colours."""
+
+STYLES: Mapping[str, tuple[Style, ...]] = {
+    family: tuple(Style(f"{family}-{i}", color, mark) for i, (color, mark) in enumerate(members))
+    for family, members in _FAMILIES.items()
+}
+
+
+def series_styles(series: Iterable[Series]) -> dict[Series, Style]:
+    """Give each series its look: its role's family, in order of appearance."""
+    styles: dict[Series, Style] = {}
+    used: dict[str, int] = {}
+    for one in dict.fromkeys(series):
+        family = one.role if one.role in ROLES else "baseline"
+        members = STYLES[family]
+        styles[one] = members[used.get(family, 0) % len(members)]
+        used[family] = used.get(family, 0) + 1
+    return styles
+
+
+def domain_plot(table: ResultTable, styles: Mapping[Series, Style], alt: str) -> str:
+    """Draw one line a domain with a mark for each series' accuracy (or agreement), in percent."""
+    domains = table.domains
+    figure, axes = _new(height=62 + 32 * len(domains))
+    axes.grid(axis="x", color=LINE, linewidth=0.8)
+    series = list(dict.fromkeys(row.series for row in table.rows))
+    # Apart in height too, so that equal numbers do not hide each other.
+    offsets = dict(zip(series, np.linspace(-0.2, 0.2, max(len(series), 2)), strict=False))
+    for position, domain in enumerate(domains):
+        known = [
+            (row, 100 * value)
+            for row in table.rows
+            if math.isfinite(value := row.value(table.headline, domain))
+        ]
+        if not known:
+            continue
+        numbers = [value for _, value in known]
+        axes.plot([min(numbers), max(numbers)], [position] * 2, color=LINE, linewidth=1, zorder=1)
+        for row, value in known:
+            style = styles[row.series]
+            axes.plot(
+                value,
+                position + offsets[row.series],
+                style.marker,
+                color=style.color,
+                markersize=8.5,
+                markeredgecolor=SURFACE,
+                markeredgewidth=1.2,
+                zorder=3 if row.series.role == "student" else 2,
+            )
+    _labels(axes, "y", [_short(name, 22) for name in domain_headings(table)])
+    axes.set_ylim(len(domains) - 0.4, -0.6)
+    axes.margins(x=0.06)
+    low, high = axes.get_xlim()
+    axes.set_xlim(max(low - 2, -2), min(high + 2, 102))
+    axes.set_xlabel("accuracy, %" if table.headline == "acc1" else "agreement with teacher, %")
+    axes.tick_params(axis="y", length=0, labelcolor=INK)
+    axes.spines["left"].set_visible(False)
+    return to_svg(figure, alt, f"domains {table.dataset} {table.split} {table.task}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curve:
+    """One number over the optimiser's steps."""
+
+    name: str
+    steps: Sequence[int]
+    values: Sequence[float]
+    validation: bool = False
+
+
+def curve_plot(curve: Curve, phases: Sequence[tuple[str, int, int]], key: str) -> str:
+    """Draw a curve over steps, with each (phase, first step, last step) shaded and named.
+
+    A training curve of more than 60 points is drawn faintly, with its running median on top.
+    """
+    figure, axes = _new(height=190, width=SMALL)
+    axes.grid(axis="y", color=LINE, linewidth=0.8)
+    color = STYLES["student"][0].color if curve.validation else ACCENT
+    steps, values = np.asarray(curve.steps), np.asarray(curve.values, dtype=np.float64)
+    if curve.validation or len(values) <= 60:
+        marker = "o" if len(values) <= 25 else ""
+        axes.plot(steps, values, color=color, linewidth=1.8, marker=marker, markersize=4)
+    else:
+        axes.plot(steps, values, color=color, linewidth=0.8, alpha=0.35)
+        axes.plot(steps, running_median(values), color=color, linewidth=2)
+    for index, (name, first, end) in enumerate(phases):
+        if index % 2 == 0:
+            axes.axvspan(first, end, color=MUTED, alpha=0.09, linewidth=0)
+        if len(phases) > 1:
+            axes.text(
+                (first + end) / 2,
+                1.02,
+                _short(name, 18),
+                transform=axes.get_xaxis_transform(),
+                ha="center",
+                va="bottom",
+                color=MUTED,
+                parse_math=False,
+            )
+    axes.margins(x=0.01)
+    axes.set_xlabel("step")
+    alt = f"{curve.name} over steps: from {values[0]:.4g} to {values[-1]:.4g}, "
+    alt += f"lowest {values.min():.4g}, highest {values.max():.4g}"
+    return to_svg(figure, alt, f"curve {key} {curve.name}")
+
+
+def running_median(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Median over a centred window of about a twentieth of the curve, shorter at the ends."""
+    half = max(2, len(values) // 40)
+    return np.array(
+        [np.median(values[max(0, i - half) : i + half + 1]) for i in range(len(values))]
+    )
+
+
+def confusion_plot(counts: NDArray[np.int64], names: Sequence[str], alt: str, key: str) -> str:
+    """Draw a confusion matrix [C, C] (row: true class); stronger is a larger share of the row."""
+    number = len(names)
+    side = max(WIDTH, 150 + 26 * number)
+    figure, axes = _new(height=side, width=side)
+    share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    filled = [(r, c) for r in range(number) for c in range(number) if counts[r, c]]
+    rgb = mpl.colors.to_rgb(ACCENT)
+    axes.add_collection(
+        PatchCollection(
+            [Rectangle((c - 0.5, r - 0.5), 1, 1) for r, c in filled],
+            facecolors=[(*rgb, 0.06 + 0.94 * share[r, c]) for r, c in filled],
+            edgecolors="none",
+        )
+    )
+    for r, c in filled if number <= 12 else []:
+        color = SURFACE if share[r, c] > 0.62 else INK
+        axes.text(c, r, f"{counts[r, c]}", ha="center", va="center", color=color)
+    axes.set_xlim(-0.5, number - 0.5)
+    axes.set_ylim(number - 0.5, -0.5)
+    axes.set_aspect("equal")
+    labels = [_short(name, 16) for name in names]
+    _labels(axes, "y", labels)
+    _labels(axes, "x", labels, rotation=90 if number > 6 else 0)
+    axes.tick_params(length=0, labelcolor=INK)
+    axes.set_ylabel("true class")
+    axes.set_xlabel("answer")
+    return to_svg(figure, alt, key)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """Confidence against accuracy in B equal bins of confidence, over labelled images."""
+
+    edges: NDArray[np.float64]
+    """[B + 1] from 0 to 1."""
+    confidence: NDArray[np.float64]
+    """[B] mean confidence in each bin, NaN in an empty one."""
+    accuracy: NDArray[np.float64]
+    """[B] share of right answers, NaN in an empty bin."""
+    counts: NDArray[np.int64]
+    """[B]"""
+    error: float
+    """The expected calibration error: sum over bins of n_b / N * |accuracy_b - confidence_b|."""
+
+
+def reliability_plot(calibration: Calibration, style: Style, alt: str, key: str) -> str:
+    """Draw accuracy over confidence: bars that meet the diagonal are honest; below, a histogram."""
+    figure = _figure(SMALL, 310)
+    axes, below = figure.subplots(2, 1, sharex=True, height_ratios=[4, 1])
+    for one in (axes, below):
+        _clean(one)
+    width = 1 / len(calibration.counts)
+    middles = (calibration.edges[:-1] + calibration.edges[1:]) / 2
+    some = calibration.counts > 0
+    axes.bar(
+        middles[some], calibration.accuracy[some], width=width * 0.86, color=style.color, alpha=0.85
+    )
+    axes.plot([0, 1], [0, 1], color=INK, linewidth=1.2, linestyle=(0, (4, 3)))
+    axes.plot(
+        calibration.confidence[some], calibration.accuracy[some], "o", color=INK, markersize=3.5
+    )
+    below.bar(middles, calibration.counts, width=width * 0.86, color=MUTED, alpha=0.6)
+    axes.set_xlim(0, 1)
+    axes.set_ylim(0, 1)
+    axes.set_ylabel("share right")
+    below.set_ylabel("images")
+    below.set_xlabel("confidence")
+    below.yaxis.set_major_locator(mpl.ticker.MaxNLocator(2, integer=True))
+    return to_svg(figure, alt, key)
+
+
+_CORNERS = {
+    **{"D": (4, 0), "s": (4, 45), "^": (3, 0), "v": (3, 180), "<": (3, 270), ">": (3, 90)},
+    **{"h": (6, 0), "p": (5, 0)},
+}
+"""marker -> (corners, degrees it is turned)."""
+
+
+def legend_mark(style: Style) -> str:
+    """Return a small inline SVG of a series' mark, for legends and tables."""
+    if style.marker in _CORNERS:
+        number, turn = _CORNERS[style.marker]
+        angles = [math.radians(turn + 360 * i / number - 90) for i in range(number)]
+        points = " ".join(
+            f"{6 + 5.5 * math.cos(a):.1f},{6 + 5.5 * math.sin(a):.1f}" for a in angles
+        )
+        shape = f'<polygon points="{points}"/>'
+    elif style.marker in "PX":
+        spin = ' transform="rotate(45 6 6)"' if style.marker == "X" else ""
+        shape = f'<path d="M4 1h4v3h3v4h-3v3h-4v-3h-3v-4h3z"{spin}/>'
+    else:
+        shape = '<circle cx="6" cy="6" r="5"/>'
+    fill = f"fill:var(--{style.variable})"
+    return f'<svg class="mark" viewBox="0 0 12 12" aria-hidden="true" style="{fill}">{shape}</svg>'
+
+
+def to_svg(figure: Figure, alt: str, key: str) -> str:
+    """Render a figure for an HTML page: themed, with `alt` as its label and ids of its own.
+
+    `key` must differ between the figures of one page; ids are derived from it.
+    """
+    prefix = "f" + hashlib.sha256(key.encode()).hexdigest()[:10]
+    settings: Any = {"svg.fonttype": "none", "svg.hashsalt": prefix}
+    buffer = io.StringIO()
+    with mpl.rc_context(settings), warnings.catch_warnings():
+        # Only the measuring font may lack a glyph; the browser picks one that has it.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    svg = buffer.getvalue()
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    opening, rest = svg.split(">", 1)
+    box = re.search(r'viewBox="[^"]*"', opening)
+    width = figure.get_figwidth() * 72
+    opening = f'<svg {box.group() if box else ""} role="img" aria-label={quoteattr(alt)}'
+    opening += f' style="--width:{width:.0f}px"'
+    rest = rest.replace("xlink:href=", "href=")
+    rest = re.sub(r'\bid="', f'id="{prefix}-', rest)
+    rest = re.sub(r'href="#', f'href="#{prefix}-', rest)
+    rest = re.sub(r"url\(#", f"url(#{prefix}-", rest)
+    for color, variable in _all_variables().items():
+        rest = rest.replace(color, f"var(--{variable})")
+    return f"{opening}>{rest}".strip()
+
+
+def _all_variables() -> dict[str, str]:
+    members = (style for family in STYLES.values() for style in family)
+    return {**_VARIABLES, **{style.color: style.variable for style in members}}
+
+
+def _figure(width: float, height: float) -> Figure:
+    settings: Any = {"font.size": 11, "font.family": "DejaVu Sans"}
+    with mpl.rc_context(settings):
+        # 72 points an inch: one point is one CSS pixel.
+        return Figure(figsize=(width / 72, height / 72), dpi=72, layout="constrained")
+
+
+def _new(height: float, width: float = WIDTH) -> tuple[Figure, Axes]:
+    figure = _figure(width, height)
+    axes = figure.subplots()
+    _clean(axes)
+    return figure, axes
+
+
+def _clean(axes: Axes) -> None:
+    """Quiet frame: no box, muted ticks, grid below the data."""
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    for side in ("left", "bottom"):
+        axes.spines[side].set_color(LINE)
+    axes.tick_params(color=LINE, labelcolor=MUTED, labelsize=11)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.label.set_color(MUTED)
+        axis.label.set_fontsize(11)
+        axis.get_offset_text().set_color(MUTED)
+    axes.set_axisbelow(True)
+
+
+def _labels(axes: Axes, which: str, names: Sequence[str], rotation: float = 0) -> None:
+    """Label ticks with names as they are: "$" or "_" in a class name is no formula."""
+    axis = axes.yaxis if which == "y" else axes.xaxis
+    axis.set_ticks(range(len(names)), names, rotation=rotation, parse_math=False)
+
+
+def _short(text: str, length: int) -> str:
+    return text if len(text) <= length else text[: length - 1] + "…"

@@ -1,0 +1,65 @@
+"""Put a report together: result files in, one self-contained HTML page out."""
+
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+
+import jinja2
+from markupsafe import Markup
+
+from attar import __version__
+from attar.errors import UsageError
+from attar.files import check_writable, write_text
+from attar.report import figures, views
+from attar.report.config import ReportConfig
+from attar.report.read import RunFiles, read_runs
+from attar.report.tables import result_tables, series_labels
+from attar.report.verdict import verdict
+
+
+def write_report(runs: Sequence[Path], out: Path, config: ReportConfig | None = None) -> Path:
+    """Write one HTML page about one or several runs, from their result files alone.
+
+    Args:
+        runs: run folders.
+        out: the page's path; in a folder that exists it becomes `report.html`.
+        config: what to show.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        UsageError: a folder is not a run, or the page cannot be written there.
+    """
+    files = read_runs(runs)
+    out = out / "report.html" if out.is_dir() else out
+    check_writable(out.parent)
+    if out.suffix.lower() not in (".html", ".htm"):
+        raise UsageError(f"{out} should end in .html, or be a folder that exists")
+    write_text(out, render(files, config or ReportConfig()))
+    return out
+
+
+def render(runs: Sequence[RunFiles], config: ReportConfig) -> str:
+    """Return the page as HTML text; the same files give the same text."""
+    tables = result_tables((run.name, record) for run in runs for record in run.records)
+    series = [row.series for table in tables for row in table.rows]
+    styles, labels = figures.series_styles(series), series_labels(series)
+    package = resources.files("attar.report")
+    environment = jinja2.Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
+    template = environment.from_string(
+        package.joinpath("template.html.j2").read_text(encoding="utf-8")
+    )
+    css = package.joinpath("style.css").read_text(encoding="utf-8")
+    page = template.render(
+        title=config.title or (runs[0].name if len(runs) == 1 else f"{len(runs)} runs"),
+        verdict=verdict(tables, len(runs)),
+        tiles=views.tiles(tables, runs, styles),
+        tables=views.table_views(tables, styles, labels, len(runs)),
+        runs=[views.run_view(run, styles, config) for run in runs],
+        css=Markup(css.replace("PALETTE", views.palette())),
+        version=__version__,
+    )
+    return page.lstrip()

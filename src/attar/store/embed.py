@@ -1,0 +1,280 @@
+"""Ask the teacher about images and texts, once ever: only what the store does not hold.
+
+Images are read and prepared in worker processes, encoded here, and committed shard by shard; an
+image that cannot be read is set aside and named, and the run goes on.
+"""
+
+import logging
+import signal
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from attar.data.images import read_image
+from attar.data.table import ImageTable
+from attar.data.views import RecordedView, find_recipe
+from attar.errors import AttarError
+from attar.files import check_writable, read_json, write_json
+from attar.store.config import EmbedConfig
+from attar.store.estimate import estimate_embed
+from attar.store.layout import CLEAN
+from attar.store.progress import Meter, say
+from attar.store.store import Store
+from attar.store.writer import StoreWriter
+from attar.teachers.base import Teacher
+
+logger = logging.getLogger(__name__)
+
+SET_ASIDE = "set_aside.json"
+"""In the store: [{path, reason}] of files that could not be read or prepared."""
+NAMED_FAILURES = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Failure:
+    row: int
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Prepared:
+    """What a worker hands over: R prepared views of some images, and the images it could not."""
+
+    rows: list[int]
+    """[R] rows of the table."""
+    views: list[str]
+    params: list[str | None]
+    pixels: Tensor | None
+    """[R, 3, H, W], None when R is 0."""
+    failures: list[_Failure]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Work:
+    """One image and the views of it that are missing."""
+
+    row: int
+    views: tuple[str, ...]
+
+
+class _Images(Dataset[_Prepared]):
+    """Reads and prepares one image after the other; runs in workers and holds no weights."""
+
+    def __init__(
+        self, teacher: Teacher, table: ImageTable, work: Sequence[_Work], config: EmbedConfig
+    ) -> None:
+        self._prepare = teacher.prepare
+        self._table = table
+        self._work = work
+        self._definitions = config.view_definitions()
+
+    def __len__(self) -> int:
+        return len(self._work)
+
+    def __getitem__(self, number: int) -> _Prepared:
+        work = self._work[number]
+        pixels, params = [], []
+        try:
+            image = read_image(self._table.paths[work.row])
+            for view in work.views:
+                recorded = self._draw(view, work.row)
+                seen = image if recorded is None else self._seen(image, view, recorded)
+                pixels.append(self._prepare(seen))
+                params.append(None if recorded is None else recorded.to_json())
+        except Exception as error:  # one bad file among millions must not end the run
+            reason = str(error) or type(error).__name__
+            failure = _Failure(row=work.row, reason=reason)
+            return _Prepared(rows=[], views=[], params=[], pixels=None, failures=[failure])
+        return _Prepared(
+            rows=[work.row] * len(work.views),
+            views=list(work.views),
+            params=params,
+            pixels=torch.stack(pixels),
+            failures=[],
+        )
+
+    def _draw(self, view: str, row: int) -> RecordedView | None:
+        if view == CLEAN:
+            return None
+        one = self._definitions[view]
+        return RecordedView.draw(
+            str(one["recipe"]), self._table.keys[row], int(one["index"]), int(one["seed"])
+        )
+
+    def _seen(self, image: Image.Image, view: str, recorded: RecordedView) -> Image.Image:
+        return recorded.apply(image, int(self._definitions[view]["size"]))
+
+
+def embed_images(teacher: Teacher, table: ImageTable, path: Path, config: EmbedConfig) -> Path:
+    """Store the teacher's image features of every image (and its recorded views) not yet there.
+
+    Identical files are asked once. Killed at any moment and started again, it asks again at most
+    for the shard in flight. Files that cannot be read are named in `path`/set_aside.json.
+    UsageError: another teacher's store, another writer, no space. AttarError: an embedding that
+    is not finite (the image is named), or not one image could be read.
+    """
+    if config.views:
+        find_recipe(config.view_recipe)
+    check_writable(path)
+    with StoreWriter.open(
+        path,
+        teacher.info,
+        config.dtype,
+        shard_rows=config.shard_rows,
+        commit_seconds=config.commit_seconds,
+    ) as writer:
+        for name, definition in config.view_definitions().items():
+            writer.add_view(name, definition)
+        store = Store.open(path)
+        check_writable(path, estimate_embed(teacher.info, table, store, config).bytes)
+        work = _missing(store, table, (CLEAN, *config.view_definitions()))
+        if work:
+            failures = _embed_work(teacher, table, work, writer, config)
+            _set_aside(path, table, failures)
+            if len(failures) == len(work):
+                raise AttarError(
+                    f"none of the {len(work):,} images could be read; first: "
+                    f"{table.paths[failures[0].row]}: {failures[0].reason}"
+                )
+    return path
+
+
+def embed_texts(teacher: Teacher, texts: Sequence[str], path: Path, config: EmbedConfig) -> Path:
+    """Store the teacher's text features of every exact string that is not yet there.
+
+    Errors as in `embed_images`.
+    """
+    with StoreWriter.open(
+        path,
+        teacher.info,
+        config.dtype,
+        shard_rows=config.shard_rows,
+        commit_seconds=config.commit_seconds,
+    ) as writer:
+        unique = list(dict.fromkeys(texts))
+        held = Store.open(path).has_texts(unique)
+        missing = [text for text, is_held in zip(unique, held, strict=True) if not is_held]
+        if missing:
+            with Meter("texts", len(missing), "texts") as meter, torch.inference_mode():
+                for start in range(0, len(missing), config.batch_size):
+                    part = missing[start : start + config.batch_size]
+                    writer.add_texts(part, _rows(teacher.encode_texts(part)))
+                    meter.advance(len(part))
+            logger.info("embedded %d texts: %s", len(missing), meter.summary)
+    return path
+
+
+def _missing(store: Store, table: ImageTable, views: Sequence[str]) -> list[_Work]:
+    """Return the work to do in table order; of identical files only the first."""
+    first = dict(zip(reversed(table.keys), reversed(range(len(table))), strict=True))
+    rows = sorted(first.values())
+    keys = [table.keys[row] for row in rows]
+    lacks = np.stack([~store.has_images(keys, view) for view in views], axis=1)
+    return [
+        _Work(
+            row=rows[at], views=tuple(view for view, no in zip(views, lacks[at], strict=True) if no)
+        )
+        for at in np.flatnonzero(lacks.any(axis=1))
+    ]
+
+
+def _embed_work(
+    teacher: Teacher,
+    table: ImageTable,
+    work: Sequence[_Work],
+    writer: StoreWriter,
+    config: EmbedConfig,
+) -> list[_Failure]:
+    failures: list[_Failure] = []
+    total = sum(len(one.views) for one in work)
+    batches = _batches(_Images(teacher, table, work, config), config)
+    with Meter("images", total, "images") as meter, torch.inference_mode():
+        for batch in meter.waiting_for(batches):
+            failures += batch.failures
+            if batch.pixels is not None:
+                features = _rows(teacher.encode_images(batch.pixels))
+                _write(writer, table, batch, features)
+                meter.advance(len(features))
+    logger.info("embedded %d images: %s", meter.done, meter.summary)
+    return failures
+
+
+def _batches(images: _Images, config: EmbedConfig) -> Iterator[_Prepared]:
+    """Return prepared batches of at most `batch_size` views, in order."""
+    per_batch = max(1, config.batch_size // (1 + config.views))
+    workers = config.workers if len(images) > per_batch else 0
+    loader = DataLoader(
+        images,
+        batch_size=per_batch,
+        shuffle=False,
+        num_workers=workers,
+        collate_fn=_collate,
+        worker_init_fn=_ignore_interrupt if workers else None,
+    )
+    return _name_dead_workers(iter(loader))  # iter starts the workers
+
+
+def _name_dead_workers(batches: Iterator[_Prepared]) -> Iterator[_Prepared]:
+    try:
+        yield from batches
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise AttarError(
+            f"a process that reads images died ({error}); run the same command again, with fewer "
+            "workers or a smaller batch size if memory ran out"
+        ) from error
+
+
+def _collate(parts: Sequence[_Prepared]) -> _Prepared:
+    pixels = [part.pixels for part in parts if part.pixels is not None]
+    return _Prepared(
+        rows=[row for part in parts for row in part.rows],
+        views=[view for part in parts for view in part.views],
+        params=[params for part in parts for params in part.params],
+        pixels=torch.cat(pixels) if pixels else None,
+        failures=[failure for part in parts for failure in part.failures],
+    )
+
+
+def _ignore_interrupt(worker: int) -> None:
+    """Leave Ctrl-C to the main process, which ends its workers after committing."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _rows(features: Tensor) -> Any:
+    return features.float().cpu().numpy()
+
+
+def _write(writer: StoreWriter, table: ImageTable, batch: _Prepared, features: Any) -> None:
+    for view in dict.fromkeys(batch.views):
+        at = [number for number, one in enumerate(batch.views) if one == view]
+        writer.add_images(
+            [table.keys[batch.rows[number]] for number in at],
+            [table.names[batch.rows[number]] for number in at],
+            view,
+            features[at],
+            [batch.params[number] for number in at],
+        )
+
+
+def _set_aside(path: Path, table: ImageTable, failures: Sequence[_Failure]) -> None:
+    """Name what could not be read; entries of files outside this table are kept."""
+    file = path / SET_ASIDE
+    before = read_json(file) if file.exists() else []
+    mine = set(table.paths)
+    entries = [entry for entry in before if entry["path"] not in mine]
+    entries += [{"path": table.paths[one.row], "reason": one.reason} for one in failures]
+    if entries or before:
+        write_json(file, entries)
+    if failures:
+        say(f"{len(failures):,} images could not be read and were set aside (see {file}):")
+        for one in failures[:NAMED_FAILURES]:
+            say(f"  {table.paths[one.row]}: {one.reason}")

@@ -1,0 +1,100 @@
+"""What a user may choose about training; free of torch so that `--help` is quick."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from attar.errors import UsageError
+
+_DEFAULT_EPOCHS = 10.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """Options under `--training.`."""
+
+    steps: int | None = None
+    """Budget in optimiser steps, over all phases together."""
+    epochs: float | None = None
+    """Budget in passes over the training images, turned into steps (10 when neither is given)."""
+    batch_size: int = 64
+    """Images a step and process; a source domain with the `per-domain` sampler."""
+    lr: float = 1e-3
+    """Peak learning rate."""
+    optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
+    """`adam` adds weight decay to the gradient, `adamw` decouples it; `sgd` has momentum 0.9."""
+    weight_decay: float = 0.05
+    """Not applied to biases and normalisation parameters."""
+    schedule: Literal["cosine", "step", "constant"] = "cosine"
+    """Over each phase: `cosine` falls to zero, `step` divides by 10 at 1/2 and at 3/4."""
+    warmup: float = 0.05
+    """Share of each phase's steps in which the learning rate rises linearly."""
+    clip_norm: float | None = None
+    """Greatest gradient norm, or none."""
+    ema: float | None = None
+    """Decay of the exponential moving average of the weights (e.g. 0.999); the averaged weights
+    are the ones validated and saved."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """`auto` times a few steps each way on this machine and keeps the fastest."""
+    sampler: Literal["uniform", "per-domain", "half-few-shot"] = "uniform"
+    """How a batch is drawn from the training images."""
+    augmentation: Literal["none", "domainbed", "flip-crop", "imagenet"] = "domainbed"
+    """What the student's images go through."""
+    workers: int = 2
+    """Processes that read images; 0 reads them in the training process."""
+    checkpoint_every: int = 200
+    """Steps between checkpoints; a killed run goes on from the last one."""
+    validate_every: int | None = None
+    """Steps between validations on source images; by default only at the end of each phase."""
+    selection: Literal["last", "best"] = "last"
+    """Which weights end a phase: the last ones, or the best on source validation images."""
+    objective_lr_factor: float = 1.0
+    """Learning rate of the objective's own parameters relative to the student's."""
+    seed: int = 0
+    """Decides batch order, augmentation and dropout."""
+    log_every: int = 10
+    """Steps between lines of metrics.jsonl."""
+
+    def __post_init__(self) -> None:
+        """Refuse impossible values.
+
+        Raises:
+            UsageError: a value out of its range, named with its option.
+        """
+        if self.steps is not None and self.epochs is not None:
+            raise UsageError("give --training.steps or --training.epochs, not both")
+        for name in ("steps", "validate_every", "batch_size", "checkpoint_every", "log_every"):
+            self._require(name, minimum=1)
+        for name in ("workers", "weight_decay", "objective_lr_factor"):
+            self._require(name, minimum=0)
+        for name in ("epochs", "lr", "clip_norm"):
+            self._require(name, above=0)
+        self._require("warmup", minimum=0, below=1)
+        self._require("ema", minimum=0, below=1)
+
+    def _require(
+        self,
+        name: str,
+        *,
+        minimum: float = -math.inf,
+        above: float = -math.inf,
+        below: float = math.inf,
+    ) -> None:
+        value = getattr(self, name)
+        if value is None or (value >= minimum and above < value < below):
+            return
+        wanted = f"above {above:g}" if math.isfinite(above) else f"at least {minimum:g}"
+        if math.isfinite(below):
+            wanted += f" and below {below:g}"
+        raise UsageError(f"--training.{name.replace('_', '-')} {value}: must be {wanted}")
+
+    def total_steps(self, num_images: int, global_batch: int) -> int:
+        """Return the budget in optimiser steps: `steps`, or ⌈epochs · num_images / global_batch⌉.
+
+        `num_images` counts the training images, `global_batch` the images of one step over all
+        processes.
+        """
+        if self.steps is not None:
+            return self.steps
+        epochs = _DEFAULT_EPOCHS if self.epochs is None else self.epochs
+        return max(1, math.ceil(epochs * num_images / global_batch))

@@ -1,0 +1,74 @@
+"""Optimisers and learning-rate schedules; the rate is a pure function of the step."""
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from attar.errors import unknown_name
+from attar.training.config import TrainingConfig
+
+OPTIMIZERS: Mapping[str, Callable[..., torch.optim.Optimizer]] = {
+    "adamw": torch.optim.AdamW,
+    "adam": torch.optim.Adam,
+    "sgd": lambda groups, **options: torch.optim.SGD(groups, momentum=0.9, **options),
+}
+
+SCHEDULES: Mapping[str, Callable[[float], float]] = {
+    "cosine": lambda progress: 0.5 * (1 + math.cos(math.pi * progress)),
+    "step": lambda progress: 0.1 ** ((progress >= 0.5) + (progress >= 0.75)),
+    "constant": lambda progress: 1.0,
+}
+"""Share of the phase after warm-up that is over, in [0, 1) -> factor of the peak learning rate."""
+
+
+def learning_rate(config: TrainingConfig, step: int, total_steps: int) -> float:
+    """Return the learning rate of step `step` (from 0) of a phase with `total_steps` steps."""
+    warmup_steps = round(config.warmup * total_steps)
+    if step < warmup_steps:
+        return config.lr * (step + 1) / warmup_steps
+    progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
+    return config.lr * SCHEDULES[config.schedule](progress)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Give every parameter group `lr` times its own factor."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group["lr_factor"]
+
+
+def build_optimizer(
+    config: TrainingConfig,
+    student: Iterable[nn.Parameter],
+    others: Iterable[nn.Parameter] = (),
+) -> torch.optim.Optimizer:
+    """Return a new optimiser over the parameters that require a gradient.
+
+    `others` are the objective's own and learnt class features: their learning rate is multiplied
+    by `objective_lr_factor`. Weight decay spares biases and all other 1-D parameters.
+
+    Raises:
+        UsageError: an optimiser or schedule that does not exist.
+    """
+    if config.optimizer not in OPTIMIZERS:
+        raise unknown_name("optimizer", config.optimizer, OPTIMIZERS)
+    if config.schedule not in SCHEDULES:
+        raise unknown_name("schedule", config.schedule, SCHEDULES)
+    groups = _groups(config, student, 1.0) + _groups(config, others, config.objective_lr_factor)
+    return OPTIMIZERS[config.optimizer](groups, lr=config.lr)
+
+
+def _groups(
+    config: TrainingConfig, parameters: Iterable[nn.Parameter], lr_factor: float
+) -> list[dict[str, Any]]:
+    trained = [p for p in parameters if p.requires_grad]
+    decayed = [p for p in trained if p.ndim > 1]
+    spared = [p for p in trained if p.ndim <= 1]
+    pairs = ((decayed, config.weight_decay), (spared, 0.0))
+    return [
+        {"params": params, "weight_decay": decay, "lr_factor": lr_factor}
+        for params, decay in pairs
+        if params
+    ]
