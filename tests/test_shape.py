@@ -12,7 +12,8 @@ import attar
 
 SOURCE = Path(attar.__file__).parent
 LAYERS = [
-    {"errors", "types", "records", "files", "config", "device", "losses"},
+    {"errors"},
+    {"types", "records", "files", "config", "device", "losses"},
     {"prompts", "data"},
     {"teachers", "runtime"},
     {"store", "students"},
@@ -21,7 +22,7 @@ LAYERS = [
     {"export"},
     {"run", "stages"},
     {"pipeline"},
-    {"bench"},
+    {"bench", "demo"},
     {"cli"},
 ]
 LEVEL = {unit: level for level, units in enumerate(LAYERS) for unit in units}

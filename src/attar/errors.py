@@ -19,7 +19,9 @@ class UsageError(AttarError):
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> UsageError:
     """Return the error for a name that no registry holds, with the nearest and all known names."""
     names = sorted(known)
-    near = difflib.get_close_matches(name.lower(), names, n=3, cutoff=0.5)
+    spelled = {known_name.lower(): known_name for known_name in names}
+    close = difflib.get_close_matches(name.lower(), spelled, n=3, cutoff=0.5)
+    near = [spelled[match] for match in close]
     hint = f"did you mean {' or '.join(repr(n) for n in near)}? " if near else ""
     if len(names) > 40 and near:
         shown = f"{len(names)} names"

@@ -298,3 +298,14 @@ def test_a_report_loads_no_torch(full: Path, tmp_path: Path) -> None:
     path = os.pathsep.join(entry for entry in sys.path if entry)
     subprocess.run(command, check=True, env={**os.environ, "PYTHONPATH": path})
     assert (tmp_path / "page.html").read_text(encoding="utf-8").startswith("<!doctype html>")
+
+
+def test_later_evaluations_of_a_run_are_shown_apart(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    append_records(run / "results.jsonl", three(0.8, 0.7, 0.6))
+    later = three(0.5, 0.4, 0.3, dataset="photos", split="test_ood", domain="all")
+    append_records(run / "evaluations" / "photos" / "results.jsonl", later)
+    _, page = report(run)
+    assert "Held-out domain of pacs" in page.headings
+    assert "Out-of-distribution test images of photos" in page.headings
+    assert "40.0" in page.text

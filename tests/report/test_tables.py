@@ -11,6 +11,7 @@ from attar.report.tables import (
     result_tables,
     series_labels,
     three_way_table,
+    with_shared_baseline,
 )
 
 
@@ -136,3 +137,17 @@ def test_markdown_is_aligned_and_escaped() -> None:
     assert lines[0].startswith("| split | model | sketch |")
     assert lines[1].startswith("| --- | --- | ---: |")
     assert lines[2].startswith("| held_out | student · a\\|b | 50.0 |")
+
+
+def test_a_plain_run_is_the_baseline_of_the_others_but_not_of_itself() -> None:
+    plain = named([record("student", 0.5, method="erm")], "plain")
+    distilled = named([record("student", 0.6)], "distilled")
+    assert with_shared_baseline(plain) == plain
+    roles = [one.role for _, one in with_shared_baseline([*plain, *distilled])]
+    assert roles == ["baseline", "student"]
+
+
+def test_counts_are_those_of_the_labelled_images() -> None:
+    fidelity = record("student", None, task="fidelity", metrics={"agreement": 0.7}, num_images=900)
+    (table,) = result_tables(named([record("student", 0.6, num_images=100), fidelity]))
+    assert table.rows[0].counts["sketch"] == 100

@@ -67,7 +67,7 @@ def test_unlabelled_images_speak_of_agreement_only() -> None:
         [
             fidelity("teacher", 1.0),
             fidelity("student", 0.54),
-            fidelity("untrained student", 0.02, method=""),
+            fidelity("untrained", 0.02, method="untrained"),
             fidelity("fitted projection", 0.60, method=""),
         ]
     )

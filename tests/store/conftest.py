@@ -1,19 +1,16 @@
 """A small real OpenCLIP teacher, real image files, and tables of them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from tests.doubles import make_openclip_folder, random_image
+from tests.store.samples import table_of
 
 from attar.data.table import ImageTable
-from attar.files import sha256_file
-from attar.store.config import EmbedConfig
 from attar.teachers.base import Teacher
 from attar.teachers.openclip import check_folder, load_openclip
-from doubles import make_openclip_folder, random_image
-
-FAST = EmbedConfig(batch_size=4, workers=0, shard_rows=8)
 
 
 @pytest.fixture(scope="session")
@@ -25,21 +22,6 @@ def teacher_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def teacher(teacher_folder: Path) -> Teacher:
     return load_openclip(check_folder(str(teacher_folder)), torch.device("cpu"))
-
-
-def table_of(root: Path, names: Sequence[str]) -> ImageTable:
-    """Describe the files `names` under `root`, as reading a folder would."""
-    paths = [root / name for name in names]
-    none = (None,) * len(names)
-    return ImageTable(
-        paths=tuple(str(path) for path in paths),
-        names=tuple(names),
-        keys=tuple(sha256_file(path) for path in paths),
-        labels=(-1,) * len(names),
-        domains=(-1,) * len(names),
-        captions=none,
-        splits=none,
-    )
 
 
 @pytest.fixture

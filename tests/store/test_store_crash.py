@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
-import killable
 import numpy as np
 import pytest
+from tests.store import killable
 
 from attar.data.images import read_image
 from attar.data.table import ImageTable
@@ -66,7 +66,7 @@ def run(
     # The server of forks imports torch once; it finds this folder through the environment.
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["killable"])
+    context.set_forkserver_preload(["tests.store.killable"])
     yield Run(tmp_path, make_table(IMAGES), context)
     for process in multiprocessing.active_children():
         process.kill()

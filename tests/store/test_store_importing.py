@@ -5,7 +5,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import FAST
+from tests.store.samples import FAST
 
 from attar.data.table import ImageTable
 from attar.errors import AttarError, UsageError
@@ -76,7 +76,7 @@ def test_what_has_no_embedding_is_named_and_identical_files_are_stored_once(
     assert "6 images matched, 2 without embedding" in str(report)
     store = Store.open(tmp_path / "store")
     assert store.num_images == 5
-    with pytest.raises(AttarError, match="2 of 8 images .*the store was imported"):
+    with pytest.raises(AttarError, match=r"2 of 8 images .*the store was imported"):
         store.image_rows(table.keys)
 
 
@@ -127,7 +127,7 @@ def test_other_embeddings_have_another_identity(
     a, b = (imported_teacher(tmp_path / name, "x") for name in "ab")
     assert a.identity != b.identity
     import_store(tmp_path / "a", table, tmp_path / "store", a)
-    with pytest.raises(UsageError, match="identity imported:.*same name, other weights"):
+    with pytest.raises(UsageError, match=r"identity imported:.*same name, other weights"):
         import_store(tmp_path / "b", table, tmp_path / "store", b)
 
 
@@ -144,13 +144,13 @@ def test_what_cannot_be_matched_or_aligned_is_refused(
         import_store(folder, table, tmp_path / "store", teacher)
     metadata = folder / "metadata" / "metadata_00.parquet"
     pq.write_table(pa.table({"image_path": list(table.names[:3])}), metadata)
-    with pytest.raises(UsageError, match="has 3 rows but .* has 4"):
+    with pytest.raises(UsageError, match=r"has 3 rows but .* has 4"):
         import_store(folder, table, tmp_path / "store", teacher)
     pq.write_table(pa.table({"url": list(table.names)}), metadata)
     with pytest.raises(UsageError, match="no column 'image_path' \\(it has url\\)"):
         import_store(folder, table, tmp_path / "store", teacher)
     metadata.unlink()
-    with pytest.raises(UsageError, match="no metadata_0.parquet"):
+    with pytest.raises(UsageError, match=r"no metadata_0\.parquet"):
         import_store(folder, table, tmp_path / "store", teacher)
     assert not (tmp_path / "store").exists()
 

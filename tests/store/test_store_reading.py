@@ -212,7 +212,7 @@ def test_a_folder_that_is_no_store_is_never_touched(tmp_path: Path) -> None:
     published.parent.mkdir()
     np.save(published, features_of(3))
     with (
-        pytest.raises(UsageError, match="not empty and not a store"),
+        pytest.raises(UsageError, match=r"holds img_emb/ but no store\.json"),
         StoreWriter.open(tmp_path, INFO),
     ):
         pass

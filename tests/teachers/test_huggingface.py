@@ -102,6 +102,17 @@ def test_identity_follows_the_preprocessing(folder: Path, tmp_path: Path) -> Non
     assert load_teacher(str(copy), CPU).info.identity != original
 
 
+def test_identity_follows_the_tokenizer(folder: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(folder, tmp_path / "copy"))
+    document = json.loads((copy / "tokenizer.json").read_text())
+    vocabulary = document["model"]["vocab"]
+    vocabulary["dog</w>"], vocabulary["cat</w>"] = vocabulary["cat</w>"], vocabulary["dog</w>"]
+    (copy / "tokenizer.json").write_text(json.dumps(document))
+    original, changed = load_teacher(str(folder), CPU), load_teacher(str(copy), CPU)
+    assert not torch.allclose(original.encode_texts(["dog"]), changed.encode_texts(["dog"]))
+    assert changed.info.identity != original.info.identity
+
+
 def _of_another_type(folder: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "model_type": "bert"}))

@@ -1,10 +1,16 @@
+import json
+import pickle
 from pathlib import Path
 
+import open_clip
 import pytest
 import torch
-from tests.doubles import make_hf_clip_folder, make_openclip_folder
+from safetensors.torch import save_file
+from tests.doubles import make_hf_clip_folder, make_openclip_folder, random_image
 
 from attar.errors import UsageError
+from attar.teachers import pocket
+from attar.teachers.base import Teacher
 from attar.teachers.registry import (
     TEACHERS,
     describe_teacher_spec,
@@ -35,6 +41,105 @@ def test_every_spelling_parses(spec: str, parsed: tuple[str, str]) -> None:
 def test_every_kind_has_a_spelling_above() -> None:
     marks = test_every_spelling_parses.pytestmark[0].args[1]
     assert {kind for _, (kind, _) in marks} == set(TEACHERS)
+
+
+def _hub_cache(root: Path, repository: str, monkeypatch) -> Path:
+    """Return the (empty) folder where the hub's cache keeps a repository; nothing is fetched."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(root))
+    folder = root / f"models--{repository.replace('/', '--')}"
+    (folder / "refs").mkdir(parents=True)
+    (folder / "refs" / "main").write_text("0" * 40)
+    return folder / "snapshots" / ("0" * 40)
+
+
+def _builtin(root: Path, monkeypatch) -> str:
+    folder = make_openclip_folder(root / "tiny")
+    config = json.loads((folder / "open_clip_config.json").read_text())["model_cfg"]
+    monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, "Tiny", config)
+    return f"Tiny,{folder / 'open_clip_model.safetensors'}"
+
+
+def _hub(root: Path, monkeypatch) -> str:
+    make_openclip_folder(_hub_cache(root, "org/tiny", monkeypatch))
+    return "hf-hub:org/tiny"
+
+
+def _local(root: Path, monkeypatch) -> str:
+    return f"local-dir:{make_openclip_folder(root / 'tiny')}"
+
+
+def _transformers(root: Path, monkeypatch) -> str:
+    pytest.importorskip("transformers")
+    return f"hf:{make_hf_clip_folder(root / 'tiny')}"
+
+
+def _pocket_head(path: Path) -> None:
+    for package in pocket.PACKAGES:
+        pytest.importorskip(package)
+    path.parent.mkdir(parents=True)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        weight = torch.randn(pocket.DIM, pocket.IMAGE_WIDTH)
+    tensors = {
+        "weight": weight.half(),
+        "bias": torch.zeros(pocket.DIM).half(),
+        "logit_scale": torch.tensor(50.0),
+    }
+    save_file(tensors, path)
+
+
+def _pocket(root: Path, monkeypatch) -> str:
+    monkeypatch.setattr(pocket, "HEAD", root / "pocket" / "head.safetensors")
+    _pocket_head(pocket.HEAD)
+    return "pocket"
+
+
+def _pocket_without(root: Path, monkeypatch) -> str:
+    monkeypatch.setenv("ATTAR_CACHE", str(root))
+    _pocket_head(pocket.strict_head_path("sketch"))
+    return "pocket-without:sketch"
+
+
+ONE_OF_EACH_KIND = {
+    "open_clip": _builtin,
+    "hf-hub": _hub,
+    "local-dir": _local,
+    "hf": _transformers,
+    "pocket": _pocket,
+    "pocket-without": _pocket_without,
+}
+
+
+@pytest.mark.parametrize("kind", TEACHERS)
+def test_every_kind_loads_and_keeps_the_protocol(kind: str, tmp_path: Path, monkeypatch) -> None:
+    spec = ONE_OF_EACH_KIND[kind](tmp_path, monkeypatch)
+    described = describe_teacher_spec(spec)
+    assert described.kind == kind
+    teacher = load_teacher(spec, CPU)
+    assert isinstance(teacher, Teacher)
+    assert teacher.info.name == described.name
+    assert len(teacher.info.identity) == 64
+    assert teacher.info.logit_scale >= 1
+
+    prepare = pickle.loads(pickle.dumps(teacher.prepare))
+    pixels = torch.stack([prepare(random_image(seed)) for seed in range(2)])
+    images, texts = teacher.encode_images(pixels), teacher.encode_texts(["a dog", "a cat", "a dog"])
+    assert images.shape == (2, teacher.info.dim)
+    assert texts.shape == (3, teacher.info.dim)
+    for features in (images, texts):
+        assert features.dtype == torch.float32
+        assert features.isfinite().all()
+        assert not features.requires_grad
+        assert not torch.equal(features[0], features[1])
+    torch.testing.assert_close(texts[0], texts[2])
+
+    tokens = teacher.towers.tokenizer(["a dog", "a cat", "a dog"])
+    torch.testing.assert_close(teacher.towers.text(tokens), texts)
+    torch.testing.assert_close(teacher.towers.image(pixels), images)
+    assert load_teacher(spec, CPU).info == teacher.info
 
 
 def test_a_folder_is_known_by_its_files(tmp_path: Path, monkeypatch) -> None:
@@ -78,15 +183,7 @@ def test_describing_loads_no_weights(tmp_path: Path) -> None:
 def test_the_licence_is_shown_when_research_only_weights_load(
     tmp_path: Path, monkeypatch, caplog
 ) -> None:
-    from huggingface_hub import constants
-
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    snapshot = tmp_path / "models--apple--MobileCLIP-tiny" / "snapshots" / ("0" * 40)
-    make_openclip_folder(snapshot)
-    refs = snapshot.parents[1] / "refs"
-    refs.mkdir()
-    (refs / "main").write_text("0" * 40)
+    make_openclip_folder(_hub_cache(tmp_path, "apple/MobileCLIP-tiny", monkeypatch))
     teacher = load_teacher("hf-hub:apple/MobileCLIP-tiny", CPU)
     assert "research only" in teacher.info.licence
     assert teacher.info.licence in caplog.text

@@ -1,7 +1,6 @@
 """A small real run: coloured JPEG files, a store of random embeddings, a tiny timm student.
 
-As a script it is one process that a test kills, `small_run.py IMAGES RUN WORKERS KILL_AT`, or one
-of several that train together, `small_run.py IMAGES RUN`.
+As a script it is one of several processes that train together: `small_run.py IMAGES RUN`.
 """
 
 import os
@@ -63,8 +62,9 @@ def read_table(folder: Path) -> ImageTable:
     )
 
 
-def make_feed(folder: Path, config: TrainingConfig, **options) -> Feed:
+def make_feed(folder: Path, config: TrainingConfig, *, count: int | None = None, **options) -> Feed:
     table = read_table(folder)
+    table = table.select(range(count or len(table)))
     nothing = table.select([])
     source = SourceSplits(train=table, val=nothing, few_shot=nothing)
     return Feed(source, Store.open(folder / "store"), config, SIZE, **options)
@@ -140,7 +140,7 @@ def project(student: Student) -> dict[str, float]:
     """A stand-in for validation: a number that depends on every weight, and disturbs the seed."""
     torch.rand(7)
     images = torch.linspace(0, 1, 3 * SIZE * SIZE).view(1, 3, SIZE, SIZE)
-    return {"selection": float(student(images).features.sum())}
+    return {"selection": float(student(images).features.detach().sum())}
 
 
 def run_two_phases(images: Path, run: Path, workers: int, kill_at: int | None = None) -> Path:
@@ -184,7 +184,4 @@ def run_together(images: Path, run: Path, batch_size: int) -> Path:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) == 5:
-        run_two_phases(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]))
-    else:
-        run_together(Path(sys.argv[1]), Path(sys.argv[2]), batch_size=4)
+    run_together(Path(sys.argv[1]), Path(sys.argv[2]), batch_size=4)

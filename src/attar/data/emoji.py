@@ -4,8 +4,6 @@ Three families (`TRAINING_FAMILIES`) are for training; the fourth, `HELD_OUT_FAM
 that nothing trained with the set has seen.
 """
 
-from __future__ import annotations
-
 import json
 import random
 import zipfile

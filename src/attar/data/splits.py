@@ -88,7 +88,7 @@ def make_splits(table: ImageTable, config: SplitConfig) -> Splits:
 
     The held-out domain goes to `held_out` whole. Images with a split in their manifest go there.
     The others are divided by `test_fraction` and `val_fraction` within each (domain, class), files
-    with the same bytes together; each (domain, class) keeps at least one training image. Copies
+    with the same bytes together; each class keeps at least one training image. Copies
     in source splits of images that are tested elsewhere are left out and counted in `notes`.
 
     Raises:
@@ -188,12 +188,16 @@ def _divide(table: ImageTable, assigned: list[str | None], config: SplitConfig) 
     def seeded(text: str) -> str:
         return sha256_text(f"{config.seed}:{text}")
 
+    left: dict[str, int] = defaultdict(int)  # of each class, in all domains together
+    for members in groups.values():
+        left[_class_of(table, members[0])] += len(members)
     carried = {"test_id": 0.5, "val": 0.5}
     fractions = {"test_id": config.test_fraction, "val": config.val_fraction}
     for stratum in sorted(strata, key=seeded):
         keys = sorted(strata[stratum], key=seeded)
         size = sum(len(groups[key]) for key in keys)
-        room = size - 1
+        label = _class_of(table, groups[keys[0]][0])
+        room = min(size, left[label] - 1)
         quota = {}
         for name, fraction in fractions.items():
             wanted = carried[name] + size * fraction + 1e-9
@@ -205,14 +209,18 @@ def _divide(table: ImageTable, assigned: list[str | None], config: SplitConfig) 
             split = next((name for name in quota if quota[name] >= len(members)), "train")
             if split != "train":
                 quota[split] -= len(members)
+                left[label] -= len(members)
             for row in members:
                 assigned[row] = split
 
 
 def _stratum(table: ImageTable, row: int) -> str:
-    domain, label = table.domains[row], table.labels[row]
-    domain_name = table.domain_names[domain] if domain >= 0 else ""
-    return f"{domain_name}/{table.class_names[label] if label >= 0 else ''}"
+    domain = table.domains[row]
+    return f"{table.domain_names[domain] if domain >= 0 else ''}/{_class_of(table, row)}"
+
+
+def _class_of(table: ImageTable, row: int) -> str:
+    return table.class_names[table.labels[row]] if table.labels[row] >= 0 else ""
 
 
 def _move_few_shot(table: ImageTable, assigned: list[str | None], shots: int) -> None:

@@ -67,11 +67,11 @@ def series_styles(series: Iterable[Series]) -> dict[Series, Style]:
 def domain_plot(table: ResultTable, styles: Mapping[Series, Style], alt: str) -> str:
     """Draw one line a domain with a mark for each series' accuracy (or agreement), in percent."""
     domains = table.domains
-    figure, axes = _new(height=62 + 32 * len(domains))
-    axes.grid(axis="x", color=LINE, linewidth=0.8)
     series = list(dict.fromkeys(row.series for row in table.rows))
+    figure, axes = _new(height=62 + max(32, 18 + 7 * len(series)) * len(domains))
+    axes.grid(axis="x", color=LINE, linewidth=0.8)
     # Apart in height too, so that equal numbers do not hide each other.
-    offsets = dict(zip(series, np.linspace(-0.2, 0.2, max(len(series), 2)), strict=False))
+    offsets = dict(zip(series, np.linspace(-0.25, 0.25, max(len(series), 2)), strict=False))
     for position, domain in enumerate(domains):
         known = [
             (row, 100 * value)

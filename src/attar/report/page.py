@@ -13,7 +13,7 @@ from attar.files import check_writable, write_text
 from attar.report import figures, views
 from attar.report.config import ReportConfig
 from attar.report.read import RunFiles, read_runs
-from attar.report.tables import result_tables, series_labels
+from attar.report.tables import result_tables, series_labels, with_shared_baseline
 from attar.report.verdict import verdict
 
 
@@ -42,7 +42,8 @@ def write_report(runs: Sequence[Path], out: Path, config: ReportConfig | None = 
 
 def render(runs: Sequence[RunFiles], config: ReportConfig) -> str:
     """Return the page as HTML text; the same files give the same text."""
-    tables = result_tables((run.name, record) for run in runs for record in run.records)
+    named = [(run.name, record) for run in runs for record in run.records]
+    tables = result_tables(with_shared_baseline(named))
     series = [row.series for table in tables for row in table.rows]
     styles, labels = figures.series_styles(series), series_labels(series)
     package = resources.files("attar.report")

@@ -114,7 +114,7 @@ def read_run(path: Path, name: str | None = None) -> RunFiles:
     return RunFiles(
         path=path,
         name=name or path.resolve().name,
-        records=optional("results.jsonl", _read_results, ()),
+        records=(*optional("results.jsonl", _read_results, ()), *_read_evaluations(path)),
         metrics=metrics,
         predictions={
             key: table
@@ -166,6 +166,12 @@ def _read_text(path: Path) -> str:
 
 def _read_results(path: Path) -> tuple[Record, ...]:
     return tuple(r for r in read_records(path) if isinstance(r.metrics, Mapping))
+
+
+def _read_evaluations(run: Path) -> tuple[Record, ...]:
+    """Read what the run's student was measured on later (RUN/evaluations/NAME/results.jsonl)."""
+    files = sorted((run / "evaluations").glob("*/results.jsonl"))
+    return tuple(record for file in files for record in _read_results(file))
 
 
 def _read_json_lines(path: Path) -> tuple[Mapping[str, Any], ...]:

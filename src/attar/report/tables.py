@@ -5,7 +5,7 @@ Fractions (0..1) stay fractions in `Row`; only the text functions turn them into
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from attar.records import Record
 
@@ -18,6 +18,8 @@ SPLITS = {
 }
 """What each split is in words, the one that matters most first."""
 ALL = "all"
+_PLAIN = "erm"
+"""The method that distils nothing."""
 NOTHING = "–"
 
 _SIDE_BY_SIDE = ("zeroshot_classification", "fidelity")
@@ -97,6 +99,23 @@ def series_labels(series: Iterable[Series]) -> dict[Series, str]:
     }
 
 
+def with_shared_baseline(named: Sequence[tuple[str, Record]]) -> list[tuple[str, Record]]:
+    """Where several methods are compared, call the student of a plain supervised run the baseline.
+
+    Alone, that run's student is what the run made; beside distilled students it is what they are
+    measured against.
+    """
+    methods = {record.method for _, record in named if record.role == "student"}
+    if not methods - {_PLAIN}:
+        return list(named)
+    return [
+        (run, replace(record, role="baseline"))
+        if record.role == "student" and record.method == _PLAIN
+        else (run, record)
+        for run, record in named
+    ]
+
+
 def result_tables(named: Iterable[tuple[str, Record]]) -> list[ResultTable]:
     """Group (run name, record) pairs into tables, the split that matters most first.
 
@@ -122,7 +141,10 @@ def _table(
         key = (run, Series(record.role, record.method, record.model))
         cell = values.setdefault(key, {}).setdefault(record.domain, {})
         cell.update({k: float(v) for k, v in record.metrics.items() if _finite(v)})
-        counts.setdefault(key, {})[record.domain] = record.num_images
+        seen = counts.setdefault(key, {})
+        # Where only some images have labels, the accuracy's count is the one to reason with.
+        if "acc1" in record.metrics or record.domain not in seen:
+            seen[record.domain] = record.num_images
     rows = [
         _with_total(Row(series=series, runs=(run,), values=cells, counts=counts[run, series]))
         for (run, series), cells in values.items()

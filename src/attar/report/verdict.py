@@ -228,10 +228,21 @@ def _name(row: Row) -> str:
     return method or model or row.series.role
 
 
+_REFERENCES = {
+    "untrained": "the untrained student",
+    "constant-mean": "the constant mean embedding",
+    "projection-only": "the backbone with only its projection fitted",
+}
+
+
 def _other(row: Row) -> str:
     """E.g. "the baseline erm"; a role beyond teacher and baseline needs no further name."""
-    name = row.series.label.partition(" · ")[2]
-    return f"the {row.series.role} {name}".strip()
+    role, name = row.series.role, row.series.label.partition(" · ")[2]
+    if role not in ROLES:
+        return _REFERENCES.get(role, f"the {role}")
+    if name in _REFERENCES:
+        return f"the {role} ({_REFERENCES[name]})"
+    return f"the {role} {name}".strip()
 
 
 def _join(parts: Sequence[str]) -> str:

@@ -282,12 +282,11 @@ def _reliability(
     for series, style in styles.items():
         by_role.setdefault(series.role, style)
     views = []
-    order = {role: place for place, role in enumerate(ROLES)}
-    for role in sorted(models, key=lambda r: order.get(r, len(order))):
-        if not models[role].labelled:
+    for role in ROLES:
+        if role not in models or not models[role].labelled:
             continue
         bins = analysis.calibration(models[role])
-        style = by_role.get(role) or figures.STYLES.get(role, figures.STYLES["baseline"])[0]
+        style = by_role.get(role, figures.STYLES[role][0])
         alt = f"Reliability diagram of the {role}: calibration error {percent(bins.error)} %. "
         alt += "Accuracy by mean confidence: " + ", ".join(
             f"{100 * a:.0f} % at {100 * c:.0f} %"

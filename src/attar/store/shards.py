@@ -15,8 +15,9 @@ from attar.store.layout import Kind, Shard, StoreInfo, embeddings_file, metadata
 
 # Each map holds a file descriptor, and systems often allow a process only 1024 of them.
 OPEN_MAPS = 256
-OPEN_TABLES = 64
+OPEN_TABLES = 128
 
+Key = TypeVar("Key")
 Item = TypeVar("Item")
 
 
@@ -60,7 +61,7 @@ class ShardedRows:
         self._dtype = np.dtype(info.dtype)
         self._starts = np.cumsum([0, *(shard.rows for shard in self._shards)], dtype=np.int64)
         self._maps: OrderedDict[int, NDArray[Any]] = OrderedDict()
-        self._tables: OrderedDict[int, Any] = OrderedDict()
+        self._tables: OrderedDict[tuple[int, tuple[str, ...]], Any] = OrderedDict()
         self._indices: dict[str | None, KeyIndex] = {}
         for shard in self._shards:
             self._check_sizes(shard)
@@ -83,10 +84,11 @@ class ShardedRows:
         """Return the named metadata columns of the rows [n], each as a list [n]."""
         out: dict[str, list[Any]] = {name: [None] * len(rows) for name in names}
         for shard, where, inside in self._by_shard(rows):
-            taken = self._table(shard).select(list(names)).take(pa.array(inside))
+            table = self._table(shard, tuple(names))
             for name in names:
-                for at, value in zip(where, taken[name].to_pylist(), strict=True):
-                    out[name][at] = value
+                column = table.column(name).chunk(0)
+                for at, row in zip(where.tolist(), inside.tolist(), strict=True):
+                    out[name][at] = column[row].as_py()
         return out
 
     def index(self, view: str | None = None) -> KeyIndex:
@@ -135,12 +137,15 @@ class ShardedRows:
 
         return _cached(self._maps, number, OPEN_MAPS, load)
 
-    def _table(self, number: int) -> Any:
+    def _table(self, number: int, names: tuple[str, ...]) -> Any:
         return _cached(
-            self._tables, number, OPEN_TABLES, lambda: self._read_table(self._shards[number])
+            self._tables,
+            (number, names),
+            OPEN_TABLES,
+            lambda: self._read_table(self._shards[number], list(names)).combine_chunks(),
         )
 
-    def _read_table(self, shard: Shard, columns: list[str] | None = None) -> Any:
+    def _read_table(self, shard: Shard, columns: list[str]) -> Any:
         file = metadata_file(self._store, self._kind, shard.index)
         try:
             table = pq.read_table(file, columns=columns)
@@ -169,13 +174,11 @@ def damaged(store: Path, file: Path, reason: str) -> AttarError:
     )
 
 
-def _cached(
-    cache: OrderedDict[int, Item], number: int, limit: int, load: Callable[[], Item]
-) -> Item:
-    """Return item `number`, loading it when absent and dropping the one unused for longest."""
-    if number not in cache:
-        cache[number] = load()
+def _cached(cache: OrderedDict[Key, Item], key: Key, limit: int, load: Callable[[], Item]) -> Item:
+    """Return the item at `key`, loading it when absent and dropping the one unused for longest."""
+    if key not in cache:
+        cache[key] = load()
         if len(cache) > limit:
             cache.popitem(last=False)
-    cache.move_to_end(number)
-    return cache[number]
+    cache.move_to_end(key)
+    return cache[key]

@@ -97,17 +97,17 @@ class Store:
         return self._texts.features(rows)
 
     def recorded_view(self, rows: NDArray[np.int64]) -> list[RecordedView | None]:
-        """Return the augmentation [n] in which the teacher saw each row, None for clean rows."""
+        """Return the augmentation [n] in which the teacher saw each row, None for clean rows.
+
+        Equal to `RecordedView.draw` with the view's definition in `info.views` and the key of the
+        image, which is the faster way at random over many millions of rows.
+        """
         params = self._images.columns(rows, ["view_params"])["view_params"]
         return [None if text is None else RecordedView.from_json(text) for text in params]
 
     def captions(self, rows: NDArray[np.int64]) -> list[str]:
         """Return the exact string [n] of each row of texts."""
         return self._texts.columns(rows, ["caption"])["caption"]
-
-    def text_rows_features(self, rows: NDArray[np.int64]) -> NDArray[Any]:
-        """Return the unit text features [n, D] of text rows, for reading texts in order."""
-        return self._texts.features(rows)
 
     def iterate_images(self, batch: int) -> Iterator[StoredImages]:
         """Yield all rows of all views in stored order, up to `batch` at a time."""

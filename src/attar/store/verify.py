@@ -57,6 +57,13 @@ class VerifyReport:
     """The image or text whose stored feature is farthest from the teacher's new answer."""
     tolerance: float
 
+    def __str__(self) -> str:
+        return (
+            f"{self.images:,} images and {self.texts:,} texts asked again: mean cosine "
+            f"{self.mean_cosine:.5f}, worst {self.worst_cosine:.5f} ({self.worst_name!r}, "
+            f"{self.tolerance} needed)"
+        )
+
 
 def check_files(path: Path) -> tuple[Damage, ...]:
     """Return the files of committed shards whose checksum is wrong; reads every byte."""

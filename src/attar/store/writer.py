@@ -261,18 +261,18 @@ def _unit_rows(
 
 
 def _refuse_foreign_folder(path: Path) -> None:
-    """Refuse a folder with other content: leftovers are deleted from stores, so be sure it is one.
+    """Refuse a folder with someone's embeddings but no store.json: they would pass for leftovers.
 
-    A crash while a store was being created leaves only hidden files.
+    store.json is the first file of a store, so no crash of ours leaves this.
     """
-    if not path.is_dir() or (path / "store.json").exists():
+    if (path / "store.json").exists():
         return
-    content = [entry.name for entry in path.iterdir() if not entry.name.startswith(".")]
-    if content:
-        raise UsageError(
-            f"{path} is not empty and not a store (it holds {sorted(content)[0]!r}); choose "
-            "another folder, or take published embeddings over with: attar store import"
-        )
+    for name in (*EMBEDDINGS.values(), *METADATA.values()):
+        if (path / name).exists():
+            raise UsageError(
+                f"{path} holds {name}/ but no store.json, so it is not a store of attar; choose "
+                "another folder, or take published embeddings over with: attar store import"
+            )
 
 
 def _remove_leftovers(store: Path, info: StoreInfo) -> None:

@@ -1,11 +1,9 @@
 """What a teacher is: the protocol every vision-language teacher in attar follows.
 
-A teacher turns images and texts into one space of ``dim`` numbers and says how sharp its
-softmax is (``logit_scale``).  Its two towers are given only where white-box methods may reach
+A teacher turns images and texts into one space of `dim` numbers and says how sharp its
+softmax is (`logit_scale`).  Its two towers are given only where white-box methods may reach
 into them; everything else goes through the three functions of the protocol.
 """
-
-from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,7 +18,7 @@ class TeacherInfo:
     """The facts about a teacher that travel with everything computed from it."""
 
     name: str
-    """The spec it was loaded by, such as ``ViT-B-32/openai`` or ``pocket``."""
+    """The spec it was loaded by, such as `ViT-B-32/openai` or `pocket`."""
     identity: str
     """SHA-256 (hex) over the weights and the preprocessing: equal means the same features."""
     dim: int
@@ -36,11 +34,11 @@ class Towers:
     """A teacher's networks, for methods that look inside (learnt prompts, relation losses)."""
 
     image: nn.Module
-    """Pixels ``[N, 3, H, W]`` as the teacher's ``prepare`` makes them to features ``[N, D]``."""
+    """Pixels `[N, 3, H, W]` as the teacher's `prepare` makes them to features `[N, D]`."""
     text: nn.Module
-    """What ``tokenizer`` returns (on the module's device) to features ``[N, D]``."""
+    """What `tokenizer` returns (on the module's device) to features `[N, D]`."""
     tokenizer: Callable[..., Any]
-    """A list of strings to the input of ``text``."""
+    """A list of strings to the input of `text`."""
 
 
 @runtime_checkable
@@ -52,21 +50,21 @@ class Teacher(Protocol):
 
     @property
     def prepare(self) -> Callable[[Image.Image], Tensor]:
-        """The preprocessing: an RGB image to a float tensor ``[3, H, W]``.
+        """The preprocessing: an RGB image to a float tensor `[3, H, W]`.
 
         It is picklable and holds no weights, so that loader workers can run it.
         """
         ...
 
     def encode_images(self, pixels: Tensor) -> Tensor:
-        """Encode prepared images ``[N, 3, H, W]`` to float32 ``[N, D]``.
+        """Encode prepared images `[N, 3, H, W]` to float32 `[N, D]`.
 
         The features are not normalised and carry no gradient.
         """
         ...
 
     def encode_texts(self, texts: Sequence[str]) -> Tensor:
-        """Encode strings to float32 ``[N, D]``, not normalised, without gradient.
+        """Encode strings to float32 `[N, D]`, not normalised, without gradient.
 
         Long lists are batched inside; the result does not depend on the order of the texts.
         """

@@ -18,6 +18,7 @@ from attar.errors import AttarError, UsageError
 from attar.files import read_json
 from attar.teachers.base import TeacherInfo, Towers
 from attar.teachers.loading import (
+    PROBE_TEXTS,
     FrozenTeacher,
     TeacherSpec,
     cannot_fetch,
@@ -178,6 +179,7 @@ def load_huggingface(spec: TeacherSpec, device: torch.device) -> FrozenTeacher:
             type(image_processor).__name__,
             {key: processing.get(key) for key in PREPROCESSING},
             [_architecture(config.vision_config), _architecture(config.text_config)],
+            tokenize(PROBE_TEXTS)["input_ids"].tolist(),
         ),
         dim=check_towers(towers, pixels, tokenize(["a photo"]), spec.name),
         logit_scale=model.logit_scale.detach().exp().item(),

@@ -21,6 +21,9 @@ log = logging.getLogger(__name__)
 TEXT_BATCH = 256
 """Texts encoded at once."""
 
+PROBE_TEXTS = ("a photo of a dog", "Two CATS, by the red house's door!")
+"""Texts whose token ids stand for a tokenizer in a teacher's identity."""
+
 RESEARCH_ONLY = {
     "mobileclip": "Apple Machine Learning Research model licence",
     "datacompdr": "Apple Machine Learning Research model licence",

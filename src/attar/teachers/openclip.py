@@ -19,6 +19,7 @@ from attar.errors import AttarError, UsageError, unknown_name
 from attar.files import read_json
 from attar.teachers.base import TeacherInfo, Towers
 from attar.teachers.loading import (
+    PROBE_TEXTS,
     FrozenTeacher,
     TeacherSpec,
     cannot_fetch,
@@ -162,7 +163,12 @@ def load_openclip(spec: TeacherSpec, device: torch.device) -> FrozenTeacher:
     dim = check_towers(towers, torch.zeros(1, *size), tokenizer(["a photo"]), spec.name)
     info = TeacherInfo(
         name=spec.name,
-        identity=weights_identity(model.state_dict(), prepare_config, _architecture(config)),
+        identity=weights_identity(
+            model.state_dict(),
+            prepare_config,
+            _architecture(config),
+            tokenizer(list(PROBE_TEXTS)).tolist(),
+        ),
         dim=dim,
         logit_scale=model.logit_scale.detach().exp().mean().item(),
         licence=spec.licence,

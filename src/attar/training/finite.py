@@ -25,14 +25,15 @@ def not_finite(
 
     `what` is "loss" or "gradient norm", `where` names step and phase.
     """
+    number = float(value.detach())
     images = [{"key": k, "path": p} for k, p in zip(batch.keys, paths, strict=True)]
     # As text: JSON has no NaN.
-    terms = {name: f"{float(term):g}" for name, term in loss.terms.items()}
-    facts = {"at": where, what.replace(" ", "_"): f"{float(value):g}", "terms": terms}
+    terms = {name: f"{float(term.detach()):g}" for name, term in loss.terms.items()}
+    facts = {"at": where, what.replace(" ", "_"): f"{number:g}", "terms": terms}
     write_json(file, {**facts, "images": images})
     listed = ", ".join(f"{name} {term}" for name, term in terms.items())
     return AttarError(
-        f"the {what} is {float(value):g} at {where} ({listed}); first image {paths[0]}, the whole "
+        f"the {what} is {number:g} at {where} ({listed}); first image {paths[0]}, the whole "
         f"batch is in {file}; lower --training.lr, set --training.clip-norm, or use "
         "--training.precision fp32"
     )
