@@ -1,4 +1,4 @@
-"""Each loss against a numpy reference written from the formula, its gradient, and its invariants."""
+"""Each loss against a numpy reference written from the formula, and its invariants."""
 
 import numpy as np
 import pytest

@@ -18,7 +18,16 @@ _HOME = {
     "losses": "attar.losses",
 }
 
-__all__ = sorted([*_HOME, "__version__"])
+__all__ = [
+    "__version__",
+    "distill",
+    "embed",
+    "evaluate",
+    "export",
+    "load_student",
+    "load_teacher",
+    "losses",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -6,19 +6,19 @@ Every stage is a function from typed configuration and paths to a path, and has 
 Only this module and `attar.stages` know more than one of them.
 """
 
-from collections.abc import Sequence
+import logging
 from pathlib import Path
 
-from attar.data.table import ImageTable
 from attar.errors import UsageError
 from attar.export.config import ExportConfig
-from attar.files import write_json, write_text
-from attar.methods.base import Method
+from attar.files import check_writable, write_json, write_text
 from attar.run import DataConfig, RunConfig, RunFolder
 from attar.stages import bundling, embedding, images, learning, measuring, planning, request
 from attar.stages.embedding import Knowledge
 from attar.stages.measuring import EvaluationRequest
 from attar.store.config import EmbedConfig
+
+log = logging.getLogger(__name__)
 
 __all__ = ["distill", "embed", "estimate", "evaluate", "export"]
 
@@ -33,39 +33,48 @@ def distill(config: RunConfig, out: Path, *, command: str = "attar.distill(...)"
         AttarError: a stage failed; the message names the file or value and the way out.
     """
     run = RunFolder(out)
-    method, options, classes = request.check_names(config)
-    run.open(config, command)
-    if run.done.exists():
+    if run.is_done(config):
         return out
+    job = _prepare(config, run)
+    run.open(config, command)
     with request.logging_to(run):
-        table = images.read_image_table(config.data, classes, out)
-        request.check_needs(method, table)
-        splits = request.divide(table, config)
-        texts = embedding.prompts_of(classes, table, config.data.templates)
-        planning.check_disk(config, splits.source, run)
-        table.save(run.images)
-        write_json(run.classes, {"names": table.class_names, "texts": texts})
+        job.images.save(run.images)
+        write_json(run.classes, {"names": job.images.class_names, "texts": job.texts})
+        estimate_ = planning.estimate(job, config.store or run.store)
+        check_writable(out, estimate_.disk_bytes)
+        log.info("estimate: %s", estimate_)
 
-        knowledge = _consult(config, method, table, texts, run)
-        student = learning.build(config, method, knowledge, table)
-        measuring.build_references(student, splits.source, knowledge, config, run)
-        learning.learn(student, (method, options), splits.source, knowledge, config, run)
-        measuring.measure(splits, knowledge, config, run)
+        knowledge = _consult(job, config.store or run.store)
+        measuring.build_references(job.student, job.source, knowledge, config, run)
+        learning.learn(job.student, job.recipe, job.source, knowledge, config, run)
+        measuring.measure(job.splits, knowledge, config, run)
         write_text(run.done, "")
     return out
 
 
-def _consult(
-    config: RunConfig,
-    method: Method,
-    table: ImageTable,
-    texts: Sequence[Sequence[str]],
-    run: RunFolder,
-) -> Knowledge | None:
+def _prepare(config: RunConfig, run: RunFolder) -> planning.Job:
+    """Read, divide and load everything, and refuse what cannot work; compute and ask nothing."""
+    method, options, classes = request.check_names(config)
+    table = images.read_image_table(config.data, classes, run.path)
+    request.check_needs(method, table)
+    needed = "teacher" in method.needs
+    teacher, info = embedding.introduce(config.teacher, config.store or run.store, needed=needed)
+    return planning.Job(
+        config=config,
+        recipe=(method, options),
+        images=table,
+        splits=request.divide(table, config),
+        texts=embedding.prompts_of(classes, table, config.data.templates),
+        teacher=teacher,
+        student=learning.build(config, method, info, table),
+    )
+
+
+def _consult(job: planning.Job, store: Path) -> Knowledge | None:
     """Ask the teacher; a method that needs none goes on alone when none was given."""
-    if config.teacher is None and config.store is None and "teacher" not in method.needs:
+    if job.teacher is None and "teacher" not in job.recipe[0].needs and job.config.store is None:
         return None
-    return embedding.consult(config.teacher, table, texts, config.store or run.store, config.embed)
+    return embedding.consult(job.teacher, job.images, job.texts, store, job.config.embed)
 
 
 def embed(data: DataConfig, teacher: str, out: Path, config: EmbedConfig | None = None) -> Path:
@@ -75,12 +84,8 @@ def embed(data: DataConfig, teacher: str, out: Path, config: EmbedConfig | None 
 
 def estimate(config: RunConfig, out: Path) -> planning.Estimate:
     """Say what `distill` would cost in time, teacher queries and disk, and do none of it."""
-    method, options, classes = request.check_names(config)
-    table = images.read_image_table(config.data, classes, out)
-    request.check_needs(method, table)
-    texts = embedding.prompts_of(classes, table, config.data.templates)
-    splits = request.divide(table, config)
-    return planning.estimate(config, (method, options), table, splits.source, texts, RunFolder(out))
+    run = RunFolder(out)
+    return planning.estimate(_prepare(config, run), config.store or run.store)
 
 
 def evaluate(asked: EvaluationRequest) -> Path:

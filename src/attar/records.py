@@ -1,4 +1,4 @@
-"""One line of results.jsonl: a measurement as numbers and names, readable without any model."""
+"""One line of results.jsonl: a measurement as numbers and names, readable without a model."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -9,7 +9,7 @@ from typing import Any
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """A result under CLIP_benchmark's keys (`dataset, model, pretrained, task, metrics`) and ours."""
+    """A result under CLIP_benchmark's keys (dataset, model, pretrained, task, metrics) and ours."""
 
     dataset: str
     model: str

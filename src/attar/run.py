@@ -101,6 +101,10 @@ def with_method_defaults(training: TrainingConfig, defaults: Mapping[str, Any]) 
     return coerce_options(TrainingConfig, {**values, **changes}, "--training.")
 
 
+_BEFORE_THE_START = {"files.parquet", "set_aside.json", "command.txt", "environment.json", "store"}
+"""What a request that was refused, or killed before it began, may leave in its folder."""
+
+
 @dataclass(frozen=True)
 class RunFolder:
     """Where the pieces of a run are."""
@@ -168,29 +172,29 @@ class RunFolder:
         value = self.options().get(name)
         return value.get("name") if isinstance(value, dict) and "name" in value else value
 
-    def open(self, config: RunConfig, command: str) -> None:
-        """Create the folder or take it up again; a different configuration is refused.
+    def is_done(self, config: RunConfig) -> bool:
+        """Say whether this very run is complete; refuse a folder that cannot be used for it.
 
         Raises:
-            UsageError: the folder holds another run, or cannot be written to.
+            UsageError: the folder holds another run or something else, or cannot be written to.
         """
-        check_writable(self.path, needed_bytes=50_000_000)
-        text = dump_yaml(to_options(config))
+        check_writable(self.path)
         if self.config.is_file():
-            changed = _differences(yaml.safe_load(self.config.read_text()), yaml.safe_load(text))
+            changed = _differences(self.options(), yaml.safe_load(dump_yaml(to_options(config))))
             if changed:
                 raise UsageError(
                     f"{self.path} holds a run with another configuration ({'; '.join(changed)}); "
                     "choose another --out, or delete the folder"
                 )
-        elif self.path.is_dir() and any(self.path.iterdir()) and not self._is_started():
+        elif self.path.is_dir() and {p.name for p in self.path.iterdir()} - _BEFORE_THE_START:
             raise UsageError(f"{self.path} is not empty and is no run; choose another --out")
-        write_text(self.config, text)
+        return self.config.is_file() and self.done.is_file()
+
+    def open(self, config: RunConfig, command: str) -> None:
+        """Write down what is about to be run, and where."""
         write_text(self.path / "command.txt", command + "\n")
         write_json(self.path / "environment.json", environment())
-
-    def _is_started(self) -> bool:
-        return (self.path / "train.log").is_file()
+        write_text(self.config, dump_yaml(to_options(config)))
 
 
 def _differences(old: Any, new: Any, prefix: str = "") -> list[str]:
@@ -205,12 +209,24 @@ def _differences(old: Any, new: Any, prefix: str = "") -> list[str]:
     return [] if old == new else [f"{prefix[:-1]} {old} there, {new} asked"]
 
 
+_PACKAGES = (
+    "attar",
+    "torch",
+    "torchvision",
+    "timm",
+    "open-clip-torch",
+    "accelerate",
+    "numpy",
+    "pillow",
+    "transformers",
+    "onnxruntime",
+)
+
+
 def environment() -> dict[str, Any]:
     """Return versions of Python, the platform and every library the result depends on."""
-    packages = ("attar", "torch", "torchvision", "timm", "open-clip-torch", "accelerate", "numpy")
-    packages += ("pillow", "transformers", "onnxruntime")
     versions = {}
-    for name in packages:
+    for name in _PACKAGES:
         try:
             versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:

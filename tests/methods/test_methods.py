@@ -1,4 +1,4 @@
-"""Every registered method: phases fill the budget, gradients arrive, nothing flows to the teacher."""
+"""Every registered method: phases fill the budget, gradients arrive, no teacher inside."""
 
 import inspect
 
@@ -94,10 +94,11 @@ def test_erm_ignores_images_without_a_label() -> None:
 def test_unknown_method_and_option_name_the_nearest() -> None:
     with pytest.raises(UsageError, match="did you mean 'vl2v-adip'"):
         find_method("vl2v")
-    with pytest.raises(UsageError, match="--method.image-weight"):
+    with pytest.raises(UsageError, match=r"--method\.image-weight"):
         method_options(find_method("vl2v-adip"), {"image-wight": "0.3"})
     with pytest.raises(UsageError, match="expected float"):
         method_options(find_method("vl2v-adip"), {"image-weight": "much"})
+    method = find_method("vl2v-adip")
+    options = method_options(method, {"image-weight": 2})
     with pytest.raises(UsageError, match="between 0 and 1"):
-        method = find_method("vl2v-adip")
-        method.phases(method_options(method, {"image-weight": 2}), 10, SIZES)
+        method.phases(options, 10, SIZES)

@@ -25,7 +25,7 @@ from attar.files import read_json, write_json
 from attar.methods.registry import find_method
 from attar.records import Record, read_records
 from attar.run import RunConfig, RunFolder
-from attar.stages.embedding import consult, prompts_of
+from attar.stages.embedding import consult, introduce, prompts_of
 from attar.stages.images import read_image_table
 from attar.teachers.registry import describe_teacher_spec
 
@@ -94,7 +94,7 @@ def run_domains(
             log.info("%s, lr %g: %.4f on source validation images", method, lr, scores[lr])
         chosen[method] = max(scores, key=lambda lr: scores[lr])
         _note_choice(target, method, lr_domain, scores, chosen[method])
-        finish(Cell(method=method, held_out_domain=lr_domain, seed=grid.seeds[0], lr=chosen[method]))
+        finish(cell)
     _measure_strict_teachers(base, grid, domains, out)
     for cell in _cells(grid, domains, chosen):
         _run(base, cell, out)
@@ -175,7 +175,8 @@ def _measure_strict_teachers(
         index = table.domain_names.index(domain)
         part = table.select([i for i, d in enumerate(table.domains) if d == index])
         spec = grid.strict_teacher.format(domain=domain)
-        knowledge = consult(spec, part, prompts, folder / "store", base.embed)
+        teacher, _ = introduce(spec, folder / "store", needed=True)
+        knowledge = consult(teacher, part, prompts, folder / "store", base.embed)
         model = replace(from_store(knowledge.store), role=STRICT_ROLE)
         dataset = "+".join(path.name for path in base.data.data)
         evaluate_models(
@@ -194,7 +195,11 @@ def _gather(
             continue
         for record in read_records(path):
             lines.append(replace(record, extra={**record.extra, **_origin(path, out)}))
-    wanted = [r for r in lines if r.role == STRICT_ROLE or chosen.get(r.extra["method"]) == r.extra["lr"]]
+    wanted = [
+        record
+        for record in lines
+        if record.role == STRICT_ROLE or chosen.get(record.extra["method"]) == record.extra["lr"]
+    ]
     write_tables(wanted, target, {"steps": base.training.steps, "seeds": list(grid.seeds)})
 
 

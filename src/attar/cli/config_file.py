@@ -16,11 +16,10 @@ def expand_config_file(tokens: Sequence[str]) -> list[str]:
     section is the option itself (`student: {name: resnet18}` is `--student resnet18`).
     """
     words = list(tokens)
-    for position, word in enumerate(words):
-        if word == "--config" or word.startswith("--config="):
-            break
-    else:
+    places = [i for i, w in enumerate(words) if w == "--config" or w.startswith("--config=")]
+    if not places:
         return words
+    position, word = places[0], words[places[0]]
     if "=" in word:
         file, rest = word.partition("=")[2], words[position + 1 :]
     elif position + 1 < len(words):
@@ -55,7 +54,6 @@ def _options(values: dict[str, Any], prefix: str = "--") -> Iterator[tuple[str, 
         elif isinstance(value, list):
             yield option, [token for item in value for token in (option, str(item))]
         elif isinstance(value, bool):
-            negative = f"{prefix}no-{name}" if prefix == "--" else f"{prefix}no-{name}"
-            yield option, [option if value else negative]
+            yield option, [option if value else f"{prefix}no-{name}"]
         elif value is not None:
             yield option, [option, str(value)]

@@ -10,7 +10,7 @@ from attar.evaluation.config import EvaluationConfig
 from attar.evaluation.models import EvaluatedModel, from_store, from_teacher, open_model
 from attar.prompts import mean_class_features
 from attar.run import DataConfig, RunFolder
-from attar.stages.embedding import consult, prompts_of
+from attar.stages.embedding import consult, introduce, prompts_of
 from attar.stages.images import read_image_table
 from attar.stages.measuring import EvaluationRequest, open_run
 from attar.store.config import EmbedConfig
@@ -51,7 +51,8 @@ def gather(asked: Comparison) -> EvaluationRequest:
     if spec is not None:
         # The run's own store knows some of the answers already, and keeps the new ones.
         store = Path(run.option("store") or run.store) if spec == own else out / "store"
-        knowledge = consult(spec, images, prompts, store, EmbedConfig())
+        teacher, _ = introduce(spec, store, needed=True)
+        knowledge = consult(teacher, images, prompts, store, EmbedConfig())
         class_features = knowledge.class_features
         models.insert(0, from_store(knowledge.store))
     elif student.head == "embedding":

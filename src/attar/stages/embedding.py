@@ -36,8 +36,30 @@ class Knowledge:
     """[C, D] unit rows, or None when there is no class list."""
 
 
+def introduce(
+    teacher_spec: str | None, store_path: Path, *, needed: bool
+) -> tuple[Teacher | None, TeacherInfo | None]:
+    """Load the teacher, or read who it was from a store; ask nothing yet.
+
+    Raises:
+        UsageError: `needed`, and neither a teacher nor a store is there.
+    """
+    if teacher_spec is not None:
+        teacher = load_teacher(teacher_spec)
+        if teacher.info.licence:
+            log.warning("licence of %s: %s", teacher.info.name, teacher.info.licence)
+        return teacher, teacher.info
+    if (store_path / "store.json").is_file():
+        return None, Store.open(store_path).info.teacher
+    if needed:
+        raise UsageError(
+            f"no teacher given and {store_path} is no store; give --teacher or --store"
+        )
+    return None, None
+
+
 def consult(
-    teacher_spec: str | None,
+    teacher: Teacher | None,
     images: ImageTable,
     texts: Sequence[Sequence[str]],
     store_path: Path,
@@ -46,21 +68,19 @@ def consult(
     """Embed what the store lacks and return what it knows.
 
     Args:
-        teacher_spec: the teacher, or None when the store already holds everything.
+        teacher: loaded, or None when the store already holds everything.
         images: every image of the run.
         texts: for each class its prompts; empty without a class list.
         store_path: created when absent.
         config: how the teacher is asked.
 
     Raises:
-        UsageError: no teacher and no store, a store of another teacher, or one that lacks rows
-            while no teacher is given.
+        UsageError: a store of another teacher, or one that lacks rows while no teacher is given.
     """
     flat = [text for of_class in texts for text in of_class]
-    if teacher_spec is None:
+    if teacher is None:
         store = _complete_store(store_path, images, flat)
     else:
-        teacher = _introduce(teacher_spec)
         embed_images(teacher, images, store_path, config)
         embed_texts(teacher, flat, store_path, config)
         store = Store.open(store_path)
@@ -89,16 +109,7 @@ def read_class_features(store: Store, texts: Sequence[Sequence[str]]) -> Tensor:
     return mean_class_features(torch.from_numpy(features), [len(of_class) for of_class in texts])
 
 
-def _introduce(spec: str) -> Teacher:
-    teacher = load_teacher(spec)
-    if teacher.info.licence:
-        log.warning("licence of %s: %s", teacher.info.name, teacher.info.licence)
-    return teacher
-
-
 def _complete_store(path: Path, images: ImageTable, texts: Sequence[str]) -> Store:
-    if not (path / "store.json").is_file():
-        raise UsageError(f"no teacher given and {path} is no store; give --teacher or --store")
     store = Store.open(path)
     missing = int((~store.has_images(images.keys)).sum())
     unknown = [t for t, there in zip(texts, store.has_texts(texts), strict=True) if not there]
@@ -120,7 +131,8 @@ def embed(data: DataConfig, teacher_spec: str, out: Path, config: EmbedConfig) -
     describe_teacher_spec(teacher_spec)
     classes = read_class_list(data.classes) if data.classes else None
     images = read_image_table(data, classes, out)
-    consult(teacher_spec, images, prompts_of(classes, images, data.templates), out, config)
+    teacher, _ = introduce(teacher_spec, out, needed=True)
+    consult(teacher, images, prompts_of(classes, images, data.templates), out, config)
     return out
 
 
@@ -146,7 +158,8 @@ def features_for_classes(
     path = Path(run.option("store") or run.store)
     spec = teacher_spec or run.option("teacher")
     if not Store.open(path).has_texts(flat).all():
-        if spec is None:
+        teacher, _ = introduce(spec, path, needed=True)
+        if teacher is None:
             raise UsageError(f"store {path} lacks texts of these classes; give --teacher")
-        embed_texts(_introduce(spec), flat, path, EmbedConfig())
+        embed_texts(teacher, flat, path, EmbedConfig())
     return names, read_class_features(Store.open(path), texts)

@@ -10,17 +10,17 @@ from attar.data.table import ImageTable
 from attar.errors import UsageError
 from attar.evaluation.models import features_from_store
 from attar.evaluation.validation import Validator, make_validator
-from attar.methods.base import FrozenClassFeatures, Method, Sizes
+from attar.methods.base import FrozenClassFeatures, Method, Phase, Sizes
 from attar.run import RunConfig, RunFolder, with_method_defaults
 from attar.stages.embedding import Knowledge
 from attar.students.student import Student, build_student
-from attar.training.config import TrainingConfig
+from attar.teachers.base import TeacherInfo
 from attar.training.feed import Feed
 from attar.training.loop import train
 
 
 def build(
-    config: RunConfig, method: Method, knowledge: Knowledge | None, images: ImageTable
+    config: RunConfig, method: Method, teacher: TeacherInfo | None, images: ImageTable
 ) -> Student:
     """Build the student with its starting weights, reproducibly from the training seed."""
     torch.manual_seed(config.training.seed)
@@ -32,14 +32,14 @@ def build(
             class_names=images.class_names,
             logit_scale=1.0,
         )
-    if knowledge is None:
+    if teacher is None:
         raise UsageError(f"method {method.name} needs a teacher: give --teacher or --store")
     return build_student(
         config.student,
-        knowledge.teacher.dim,
+        teacher.dim,
         config.student_config,
-        teacher=knowledge.teacher.name,
-        logit_scale=knowledge.teacher.logit_scale,
+        teacher=teacher.name,
+        logit_scale=teacher.logit_scale,
     )
 
 
@@ -55,10 +55,10 @@ def learn(
 
     Selection and early stopping see source validation images alone.
     """
-    method, options = recipe
-    training = with_method_defaults(config.training, method.training)
-    feed = make_feed(student, source, knowledge, training)
-    phases = method.phases(options, feed.total_steps(), sizes_of(student, source.train))
+    training = with_method_defaults(config.training, recipe[0].training)
+    store = None if knowledge is None else knowledge.store
+    feed = Feed(source, store, training, student.spec.image_size)
+    phases = plan_phases(recipe, feed, student, source.train)
     provider = None
     if knowledge is not None and knowledge.class_features is not None:
         provider = FrozenClassFeatures(knowledge.class_features)
@@ -73,12 +73,12 @@ def learn(
     )
 
 
-def make_feed(
-    student: Student, source: SourceSplits, knowledge: Knowledge | None, training: TrainingConfig
-) -> Feed:
-    """Return the training images with the teacher's features beside them."""
-    store = None if knowledge is None else knowledge.store
-    return Feed(source, store, training, student.spec.image_size)
+def plan_phases(
+    recipe: tuple[Method, Any], feed: Feed, student: Student, train_images: ImageTable
+) -> tuple[Phase, ...]:
+    """Return the method's phases for the feed's budget."""
+    method, options = recipe
+    return method.phases(options, feed.total_steps(), sizes_of(student, train_images))
 
 
 def make_validation(
@@ -109,4 +109,3 @@ def sizes_of(student: Student, train_images: ImageTable) -> Sizes:
         num_classes=len(train_images.class_names),
         num_domains=len(train_images.domain_names),
     )
-

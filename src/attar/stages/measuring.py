@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -54,7 +55,7 @@ def build_references(
     config: RunConfig,
     run: RunFolder,
 ) -> None:
-    """Save what costs no training, before training: the untrained student and the fitted projection.
+    """Save what costs no training: the untrained student, and one with its projection fitted.
 
     With `--student.projection fitted` the student itself then starts from that projection. Plain
     classifiers have no projection into the teacher's space, so nothing is done for them.
@@ -152,6 +153,7 @@ def calibrated_student(
     plain = student.spec.head == "classes"
     if not len(validation) or (classes is None and not plain):
         return student
+    class_features = None if classes is None else unit(classes)
     initial = 1.0 if plain or knowledge is None else knowledge.teacher.logit_scale
     features = features_of(
         _of_run(student, "student", config.method, run.student),
@@ -160,10 +162,10 @@ def calibrated_student(
         batch_size=config.evaluation.batch_size,
         workers=config.evaluation.workers,
     )
-    logits = features if plain else unit(features) @ unit(classes).T
+    logits: Any = features if class_features is None or plain else unit(features) @ class_features.T
     targets = np.asarray(validation.labels)
-    if not validation.has_labels and knowledge is not None:
-        teacher = unit(features_from_store(knowledge.store, validation)) @ unit(classes).T
+    if not validation.has_labels and knowledge is not None and class_features is not None:
+        teacher = unit(features_from_store(knowledge.store, validation)) @ class_features.T
         targets = softmax(knowledge.teacher.logit_scale * teacher)
     scale = fit_scale(logits, targets, initial)
     confidences = softmax(scale * logits).max(axis=1)
@@ -189,7 +191,9 @@ def _of_run(student: Student, role: str, method: str, folder: Path) -> Evaluated
 
 def open_run(path: Path, role: str) -> EvaluatedModel:
     """Let another run's student in, under the method that its configuration names."""
-    return _of_run(load_student(path), role, str(RunFolder(path).option("method")), path / "student")
+    return _of_run(
+        load_student(path), role, str(RunFolder(path).option("method")), path / "student"
+    )
 
 
 def evaluate(asked: EvaluationRequest) -> Path:

@@ -1,23 +1,27 @@
 """What a run will cost, said before it begins."""
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from attar.data.splits import SourceSplits
+import torch
+
+from attar.data.splits import SourceSplits, Splits
 from attar.data.table import ImageTable
-from attar.files import check_writable
-from attar.methods.base import Method
-from attar.run import RunConfig, RunFolder
-from attar.store.estimate import estimate_embed, seconds_per_image
+from attar.methods.base import FrozenClassFeatures, Method
+from attar.run import RunConfig, with_method_defaults
+from attar.stages.learning import plan_phases
+from attar.store.estimate import EmbedEstimate, estimate_embed, seconds_per_image
 from attar.store.store import Store
-from attar.teachers.registry import load_teacher
+from attar.students.student import Student
+from attar.teachers.base import Teacher
+from attar.training.estimate import measure_step
+from attar.training.feed import Feed
 
-log = logging.getLogger(__name__)
-
-_CHECKPOINT_COPIES = 6
-"""Student copies on disk at once: last, best, optimiser moments, references and the student."""
+_WEIGHT_COPIES = 9
+"""The student's weights on disk at most: last, best and initial checkpoint, two moments of the
+optimiser, their replacements while they are written, two references and the student itself."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,60 +47,56 @@ class Estimate:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TeacherWork:
-    """What the teacher still has to answer."""
+class Job:
+    """What is about to be done."""
 
-    images: int
-    texts: int
-    seconds: float
-    bytes: int
+    config: RunConfig
+    recipe: tuple[Method, Any]
+    images: ImageTable
+    splits: Splits
+    texts: Sequence[Sequence[str]]
+    teacher: Teacher | None
+    student: Student
 
-
-def plan_teacher(
-    config: RunConfig, images: ImageTable, texts: Sequence[Sequence[str]], run: RunFolder
-) -> TeacherWork:
-    """Count the teacher's missing answers and time it on a few images of noise."""
-    path = config.store or run.store
-    if config.teacher is None:
-        return TeacherWork(images=0, texts=0, seconds=0.0, bytes=0)
-    teacher = load_teacher(config.teacher)
-    store = Store.open(path) if (path / "store.json").is_file() else None
-    flat = [text for of_class in texts for text in of_class]
-    work = estimate_embed(teacher.info, images, store, config.embed, flat)
-    seconds = work.seconds(seconds_per_image(teacher, config.embed)) if work.missing_images else 0.0
-    return TeacherWork(
-        images=work.missing_images, texts=work.missing_texts, seconds=seconds, bytes=work.bytes
-    )
+    @property
+    def source(self) -> SourceSplits:
+        """The images that training and selection may see."""
+        return self.splits.source
 
 
-def check_disk(config: RunConfig, source: SourceSplits, run: RunFolder) -> None:
-    """Refuse a disk that cannot hold the run."""
-    images = len(source.train) + len(source.val)
-    check_writable(run.path, needed_bytes=_CHECKPOINT_COPIES * 20_000_000 + images * 2_000)
-
-
-def estimate(
-    config: RunConfig,
-    recipe: tuple[Method, Any],
-    images: ImageTable,
-    source: SourceSplits,
-    texts: Sequence[Sequence[str]],
-    run: RunFolder,
-) -> Estimate:
+def estimate(job: Job, store_path: Path) -> Estimate:
     """Time the teacher and one training step on this machine, and count what is left to do."""
-    method, options = recipe
-    needs_teacher = "teacher" in method.needs or config.teacher is not None
-    work = plan_teacher(config, images, texts, run) if needs_teacher else None
-    steps, seconds = plan_training(config, method, options, source)
-    done = TeacherWork(images=0, texts=0, seconds=0.0, bytes=0) if work is None else work
+    missing = EmbedEstimate(missing_images=0, missing_texts=0, bytes=0)
+    asking = 0.0
+    if job.teacher is not None:
+        store = Store.open(store_path) if (store_path / "store.json").is_file() else None
+        flat = [text for of_class in job.texts for text in of_class]
+        embed = job.config.embed
+        missing = estimate_embed(job.teacher.info, job.images, store, embed, flat)
+        if missing.missing_images:
+            asking = missing.seconds(seconds_per_image(job.teacher, embed))
+    steps, training = _training_seconds(job)
+    weights = sum(p.numel() * p.element_size() for p in job.student.parameters())
     return Estimate(
-        teacher_images=done.images,
-        teacher_texts=done.texts,
-        embedding_seconds=done.seconds,
+        teacher_images=missing.missing_images,
+        teacher_texts=missing.missing_texts,
+        embedding_seconds=asking,
         training_steps=steps,
-        training_seconds=seconds,
-        disk_bytes=done.bytes + _CHECKPOINT_COPIES * 20_000_000,
+        training_seconds=training,
+        disk_bytes=missing.bytes + _WEIGHT_COPIES * weights,
     )
+
+
+def _training_seconds(job: Job) -> tuple[int, float]:
+    training = with_method_defaults(job.config.training, job.recipe[0].training)
+    feed = Feed(job.source, None, training, job.student.spec.image_size)
+    phases = plan_phases(job.recipe, feed, job.student, job.source.train)
+    provider = None
+    if job.texts and job.student.spec.head == "embedding":
+        provider = FrozenClassFeatures(torch.randn(len(job.texts), job.student.spec.dim))
+    seconds = measure_step(job.student, phases, feed, provider, training).step
+    steps = sum(phase.steps for phase in phases)
+    return steps, steps * seconds
 
 
 def _duration(seconds: float) -> str:

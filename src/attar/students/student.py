@@ -63,9 +63,7 @@ class Student(nn.Module):
         self.register_buffer("mean", torch.tensor(spec.mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(spec.std).view(1, 3, 1, 1), persistent=False)
 
-    def forward(
-        self, images: Tensor, *, trunk: bool = False, regions: bool = False
-    ) -> Outputs:
+    def forward(self, images: Tensor, *, trunk: bool = False, regions: bool = False) -> Outputs:
         """Return features [B, D] (unnormalised) of images [B, 3, H, W] in [0, 1].
 
         `trunk` adds the pooled features before the projection [B, W], `regions` the projected

@@ -71,9 +71,7 @@ def packaged_state(network: nn.Module, name: str) -> dict[str, Tensor] | None:
     return dict(zip(names, values, strict=True))
 
 
-def _weights_on_this_machine(
-    network: nn.Module, name: str
-) -> tuple[dict[str, Tensor] | None, str]:
+def _weights_on_this_machine(network: nn.Module, name: str) -> tuple[dict[str, Tensor] | None, str]:
     packaged = packaged_state(network, name)
     if packaged is not None:
         return packaged, f"package {_PACKAGES[name][0]}"
