@@ -203,9 +203,12 @@ def test_other_streams_advance_by_step(images: Path) -> None:
     assert resumed[0].streams["text"].shape == (7, DIM)
 
 
-def test_the_budget_counts_steps_or_epochs(images: Path) -> None:
+def test_the_budget_counts_steps_or_epochs(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
     assert make_feed(images, config(steps=7)).total_steps() == 7
     assert make_feed(images, config(epochs=1.5)).total_steps() == 9
     assert make_feed(images, config(epochs=0.9, batch_size=5)).total_steps() == 5
     assert make_feed(images, config(epochs=2)).total_steps(world=2) == 6
     assert make_feed(images, config(sampler="per-domain", epochs=1)).total_steps() == 3
+    monkeypatch.setenv("WORLD_SIZE", "3")  # as torchrun tells each process
+    assert make_feed(images, config(epochs=2)).total_steps() == 4

@@ -8,6 +8,7 @@
 So a batch is a pure function of (seed, step, rank, world), whatever the number of workers.
 """
 
+import os
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -144,8 +145,12 @@ class Feed:
         """Return the images of one step over all processes."""
         return self._sampler.global_batch(world)
 
-    def total_steps(self, world: int = 1) -> int:
-        """Return the configured budget in optimiser steps, see `TrainingConfig.total_steps`."""
+    def total_steps(self, world: int | None = None) -> int:
+        """Return the configured budget in optimiser steps, see `TrainingConfig.total_steps`.
+
+        By default for as many processes as `torchrun` or `accelerate launch` started.
+        """
+        world = world or int(os.environ.get("WORLD_SIZE", "1"))
         return self._config.total_steps(len(self), self.global_batch(world))
 
     def paths(self, step: int, place: Place) -> list[str]:
