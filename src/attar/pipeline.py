@@ -8,6 +8,7 @@ Only this module and `attar.stages` know more than one of them.
 
 import logging
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from attar.errors import UsageError
 from attar.export.config import ExportConfig
@@ -23,48 +24,77 @@ log = logging.getLogger(__name__)
 __all__ = ["distill", "embed", "estimate", "evaluate", "export"]
 
 
-def distill(config: RunConfig, out: Path, *, command: str = "attar.distill(...)") -> Path:
+def distill(
+    config: RunConfig,
+    out: Path,
+    *,
+    command: str = "attar.distill(...)",
+    estimated: bool = True,
+    bundle: ExportConfig | None = None,
+) -> Path:
     """Distil a teacher into a student and measure it; return the run folder.
 
-    A killed call made again goes on where it stopped and ends in the same result.
+    A killed call made again goes on where it stopped and ends in the same result. With `estimated`
+    the cost of the whole job is measured and said before it begins. `bundle` also writes the bundle
+    for the device, to OUT/bundle.
 
     Raises:
         UsageError: the request is wrong; nothing has been computed or spent.
         AttarError: a stage failed; the message names the file or value and the way out.
     """
     run = RunFolder(out)
-    if run.is_done(config):
-        return out
-    job = _prepare(config, run)
+    if not run.is_done(config):
+        _run(config, run, command, estimated, bundle)
+    if bundle is not None:
+        bundling.export(out, run.bundle, bundle)
+    return out
+
+
+def _run(
+    config: RunConfig, run: RunFolder, command: str, estimated: bool, bundle: ExportConfig | None
+) -> None:
+    job = _prepare(config, run, run.path)
+    if bundle is not None:
+        request.check_export(bundle, job.recipe[0], job.images.class_names)
+    cost = planning.estimate(job, config.store or run.store) if estimated else None
+    if cost is not None:
+        check_writable(run.path, cost.disk_bytes)
     run.open(config, command)
     with request.logging_to(run):
         job.images.save(run.images)
         write_json(run.classes, {"names": job.images.class_names, "texts": job.texts})
-        estimate_ = planning.estimate(job, config.store or run.store)
-        check_writable(out, estimate_.disk_bytes)
-        log.info("estimate: %s", estimate_)
+        if cost is not None:
+            log.info("estimate: %s", cost)
 
         knowledge = _consult(job, config.store or run.store)
         measuring.build_references(job.student, job.source, knowledge, config, run)
         learning.learn(job.student, job.recipe, job.source, knowledge, config, run)
         measuring.measure(job.splits, knowledge, config, run)
         write_text(run.done, "")
-    return out
 
 
-def _prepare(config: RunConfig, run: RunFolder) -> planning.Job:
-    """Read, divide and load everything, and refuse what cannot work; compute and ask nothing."""
+def _prepare(config: RunConfig, run: RunFolder, notes: Path) -> planning.Job:
+    """Read, divide and load everything, and refuse what cannot work; compute and ask nothing.
+
+    What was found about the image files goes to the folder `notes`.
+    """
     method, options, classes = request.check_names(config)
-    table = images.read_image_table(config.data, classes, run.path)
+    domain, store = config.splits.held_out_domain, config.store or run.store
+    table = images.read_image_table(config.data, classes, notes, held_out_domain=domain)
     request.check_needs(method, table)
-    needed = "teacher" in method.needs
-    teacher, info = embedding.introduce(config.teacher, config.store or run.store, needed=needed)
+    splits = request.divide(table, config)
+    request.check_splits(splits, config)
+    texts = embedding.prompts_of(classes, table, config.data.templates)
+    needed = "teacher" in method.needs or config.store is not None
+    teacher, info = embedding.introduce(config.teacher, store, needed=needed)
+    if info is not None:
+        embedding.check_store(teacher, table, texts, store, config.embed)
     return planning.Job(
         config=config,
         recipe=(method, options),
         images=table,
-        splits=request.divide(table, config),
-        texts=embedding.prompts_of(classes, table, config.data.templates),
+        splits=splits,
+        texts=texts,
         teacher=teacher,
         student=learning.build(config, method, info, table),
     )
@@ -85,7 +115,10 @@ def embed(data: DataConfig, teacher: str, out: Path, config: EmbedConfig | None 
 def estimate(config: RunConfig, out: Path) -> planning.Estimate:
     """Say what `distill` would cost in time, teacher queries and disk, and do none of it."""
     run = RunFolder(out)
-    return planning.estimate(_prepare(config, run), config.store or run.store)
+    run.is_done(config)  # refuses a folder that the run could not use
+    with TemporaryDirectory(prefix="attar-") as notes:
+        job = _prepare(config, run, Path(notes))
+        return planning.estimate(job, config.store or run.store)
 
 
 def evaluate(asked: EvaluationRequest) -> Path:

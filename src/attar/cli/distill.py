@@ -2,11 +2,11 @@
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from attar.cli.say import command_line
+from attar.cli.say import command_line, print_results
 from attar.data.splits import SplitConfig
 from attar.errors import UsageError
 from attar.evaluation.config import EvaluationConfig
@@ -35,8 +35,13 @@ class DistillOptions:
     """Folder of teacher embeddings to use and fill; OUT/store by default."""
     held_out_domain: str | None = None
     """Keep this domain out of training, selection and early stopping, and measure on it."""
+    protocol: Literal["folder", "domainbed"] = "folder"
+    """How images are divided: stratified fractions, or DomainBed's exact splits."""
     baseline: Path | None = None
     """Another run whose student is shown beside this one."""
+    references: bool = True
+    """Also measure the untrained student, the mean embedding, and the backbone whose projection
+    alone was fitted."""
     export: bool = False
     """Also write the bundle for the device to OUT/bundle."""
     dry_run: bool = False
@@ -88,15 +93,18 @@ def distill(
         method_options=dict(method_options or {}),
         store=options.store,
         splits=replace(sections.splits, held_out_domain=options.held_out_domain),
+        protocol=options.protocol,
         student_config=sections.student,
         training=sections.training,
         embed=sections.embed,
         evaluation=sections.evaluation,
+        references=options.references,
         baseline=options.baseline,
     )
     if options.dry_run:
-        pipeline.estimate(config, options.out)
+        print(pipeline.estimate(config, options.out))
         return
-    pipeline.distill(config, options.out, command=command_line())
-    if options.export:
-        pipeline.export(options.out, options.out / "bundle", sections.export)
+    bundle = sections.export if options.export else None
+    run = pipeline.distill(config, options.out, command=command_line(), bundle=bundle)
+    print_results(run / "results.jsonl")
+    print(run)

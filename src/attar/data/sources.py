@@ -11,6 +11,7 @@ from attar.data.checking import Checked, check_files
 from attar.data.classes import ClassList, match_labels
 from attar.data.images import EXTENSIONS, is_image_name
 from attar.data.manifest import MANIFEST_EXTENSIONS, Entry, read_manifest
+from attar.data.splits import check_domain
 from attar.data.table import ImageTable
 from attar.errors import AttarError, UsageError
 from attar.files import write_json
@@ -40,6 +41,7 @@ def read_sources(
     cache: Path | None = None,
     unlabelled: bool = False,
     superset: bool = False,
+    held_out_domain: str | None = None,
 ) -> ImageTable:
     """Read one or several data paths into one table, labelled and unlabelled side by side.
 
@@ -56,16 +58,19 @@ def read_sources(
         unlabelled: take folders for mere folders and drop a manifest's labels.
         superset: the class list may name classes that the data lacks, and the data may have one
             class only (evaluation on part of the classes).
+        held_out_domain: a domain that the data must have.
 
     Raises:
         UsageError: a path is missing, given twice, or holds no readable image; a broken manifest;
-            one class only; a class list that does not fit.
+            one class only; a class list that does not fit; no such domain.
         AttarError: `strict` and a file cannot be read.
     """
     sources = [_find(root, unlabelled) for root in _distinct(roots)]
     if not superset:
         _refuse_one_class([e for s in sources for e in s.entries])
     _match(class_list, [e for s in sources for e in s.entries], superset)  # before the long read
+    if held_out_domain is not None:
+        check_domain(held_out_domain, [e.domain for s in sources for e in s.entries])
     checked = check_files([e.path for s in sources for e in s.entries], cache)
     _report_broken(checked, set_aside, strict)
     good: list[list[Entry]] = []

@@ -143,7 +143,13 @@ def _split_of(name: str | None) -> str | None:
 
 
 def _domain_index(table: ImageTable, name: str) -> int:
-    present = {table.domain_names[index] for index in table.domains if index >= 0}
+    check_domain(name, [table.domain_names[index] for index in table.domains if index >= 0])
+    return table.domain_names.index(name)
+
+
+def check_domain(name: str, domains: Iterable[str | None]) -> None:
+    """Refuse a domain to hold out that none of the images' `domains` is (None: no domain)."""
+    present = {domain for domain in domains if domain is not None}
     if not present:
         raise UsageError(
             f"domain {name!r} cannot be held out: the data has no domains; give it as "
@@ -151,7 +157,6 @@ def _domain_index(table: ImageTable, name: str) -> int:
         )
     if name not in present:
         raise unknown_name("domain", name, present)
-    return table.domain_names.index(name)
 
 
 def _follow_copies(table: ImageTable, assigned: list[str | None]) -> None:

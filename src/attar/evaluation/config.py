@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from attar.errors import UsageError
+
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
@@ -18,3 +20,8 @@ class EvaluationConfig:
 
     predictions: bool = True
     """Write every image's prediction (predictions/ROLE-SPLIT.parquet) for the report."""
+
+    def __post_init__(self) -> None:
+        for name, least in (("batch_size", 1), ("workers", 0)):
+            if getattr(self, name) < least:
+                raise UsageError(f"evaluation {name} is {getattr(self, name)}; give {least} or more")

@@ -68,7 +68,7 @@ def evaluate_models(
     Raises:
         UsageError: what is asked does not fit together, or nothing can be measured at all.
     """
-    tasks = [_find_task(name) for name in config.tasks]
+    tasks = [find_task(name) for name in config.tasks]
     data = evaluation_data(table, split, class_features, dataset, class_names)
     check_dimensions(models, data)
     teacher: Evidence | None = None
@@ -108,7 +108,8 @@ def _key(record: Record) -> tuple[str, str, str, str]:
     return record.role, record.split, record.dataset, record.task
 
 
-def _find_task(name: str) -> EvaluationTask:
+def find_task(name: str) -> EvaluationTask:
+    """Return a task by name; an unknown one is a UsageError with the nearest names."""
     if name not in TASKS:
         raise unknown_name("evaluation task", name, TASKS)
     return TASKS[name]

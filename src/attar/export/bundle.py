@@ -59,7 +59,7 @@ def export_bundle(
         raise UsageError(f"the threshold {extras.threshold} is not a confidence between 0 and 1")
     if vocabulary is not None:
         _check_vocabulary(student, vocabulary)
-    _check_out(out, student)
+    check_out(out, student)
     spec = student.spec
     preprocess = Preprocess(
         image_size=spec.image_size, crop_pct=spec.crop_pct, interpolation=spec.interpolation
@@ -133,7 +133,7 @@ def _check_lines(kind: str, texts: Sequence[str]) -> None:
             raise UsageError(f"the {kind} {text!r} is not one line of text")
 
 
-def _check_out(out: Path, student: Student) -> None:
+def check_out(out: Path, student: Student) -> None:
     """Refuse to replace anything but a bundle, and a disk too small for two copies of the model."""
     if (
         out.exists()

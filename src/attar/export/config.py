@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from attar.errors import UsageError
 from attar.records import Record
 
 
@@ -24,6 +25,12 @@ class ExportConfig:
     relative to the largest of them when that is above 1."""
     min_cosine: float = 0.9999
     """Smallest allowed cosine between the two outputs of one image."""
+
+    def __post_init__(self) -> None:
+        if self.threshold is not None and not 0 <= self.threshold <= 1:
+            raise UsageError(f"the threshold {self.threshold} is not a confidence between 0 and 1")
+        if self.parity_images < 1:
+            raise UsageError(f"parity_images is {self.parity_images}; give 1 or more")
 
 
 @dataclass(frozen=True, kw_only=True)

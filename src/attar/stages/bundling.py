@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from attar.data.classes import ClassList, read_class_list
 from attar.data.table import ImageTable
 from attar.errors import UsageError
-from attar.export.bundle import export_bundle
+from attar.export.bundle import check_out, export_bundle
 from attar.export.config import BundleFacts, ExportConfig
 from attar.files import read_json
 from attar.records import read_records
@@ -30,9 +30,14 @@ def export(run_dir: Path, out: Path, config: ExportConfig, classes: Path | None 
         AttarError: the exported model does not compute what the student computes.
     """
     run = RunFolder(run_dir)
-    if not run.images.is_file() or not run.student.is_dir():
-        raise UsageError(f"{run_dir} holds no finished run; make one with `attar distill`")
+    run.options()  # refuses what is no run
+    if not run.done.is_file():
+        raise UsageError(
+            f"{run_dir} holds a run that is not finished; give its command again, it goes on "
+            f"where it stopped ({run_dir / 'command.txt'})"
+        )
     student = load_student(run_dir)
+    check_out(out, student)
     asked = read_class_list(classes) if classes else None
     if student.spec.head == "classes":
         if asked is not None or config.vocabulary is not None:

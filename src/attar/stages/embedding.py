@@ -11,14 +11,17 @@ from torch import Tensor
 
 from attar.data.classes import ClassList, read_class_list
 from attar.data.table import ImageTable
+from attar.data.views import find_recipe
 from attar.errors import UsageError
-from attar.files import read_json
+from attar.files import check_writable, read_json
 from attar.prompts import class_texts, get_templates, mean_class_features
 from attar.run import DataConfig, RunFolder
 from attar.stages.images import read_image_table
 from attar.store.config import EmbedConfig
 from attar.store.embed import embed_images, embed_texts
+from attar.store.estimate import estimate_embed
 from attar.store.store import Store
+from attar.store.writer import refuse_foreign_folder
 from attar.teachers.base import Teacher, TeacherInfo
 from attar.teachers.registry import describe_teacher_spec, load_teacher
 
@@ -56,6 +59,31 @@ def introduce(
             f"no teacher given and {store_path} is no store; give --teacher or --store"
         )
     return None, None
+
+
+def check_store(
+    teacher: Teacher | None,
+    images: ImageTable,
+    texts: Sequence[Sequence[str]],
+    store_path: Path,
+    config: EmbedConfig,
+) -> None:
+    """Refuse a store that cannot give or take what is asked; write and ask nothing.
+
+    Raises:
+        UsageError: a store of another teacher or number format, a folder that is something else,
+            too little space, or rows missing while no teacher is given.
+    """
+    flat = [text for of_class in texts for text in of_class]
+    if config.views:
+        find_recipe(config.view_recipe)
+    if teacher is None:
+        _complete_store(store_path, images, flat)
+        return
+    refuse_foreign_folder(store_path)
+    store = Store.open(store_path) if (store_path / "store.json").is_file() else None
+    missing = estimate_embed(teacher.info, images, store, config, flat)
+    check_writable(store_path, missing.bytes)
 
 
 def consult(
@@ -131,8 +159,10 @@ def embed(data: DataConfig, teacher_spec: str, out: Path, config: EmbedConfig) -
     describe_teacher_spec(teacher_spec)
     classes = read_class_list(data.classes) if data.classes else None
     images = read_image_table(data, classes, out)
+    prompts = prompts_of(classes, images, data.templates)
     teacher, _ = introduce(teacher_spec, out, needed=True)
-    consult(teacher, images, prompts_of(classes, images, data.templates), out, config)
+    check_store(teacher, images, prompts, out, config)
+    consult(teacher, images, prompts, out, config)
     return out
 
 

@@ -7,19 +7,26 @@ from attar.data.sources import read_sources
 from attar.data.splits import filter_parity
 from attar.data.table import ImageTable
 from attar.errors import UsageError
+from attar.files import check_writable
 from attar.run import DataConfig
 
 
 def read_image_table(
-    config: DataConfig, classes: ClassList | None, folder: Path, *, superset: bool = False
+    config: DataConfig,
+    classes: ClassList | None,
+    folder: Path,
+    *,
+    superset: bool = False,
+    held_out_domain: str | None = None,
 ) -> ImageTable:
     """Read the images: layout detected, every file hashed and decoded once.
 
     Files that cannot be read are listed in `folder`/set_aside.json; what was found about every file
     is kept in `folder`/files.parquet, so that a second call reads only what changed. `superset`
-    lets the class list name classes that the images lack.
+    lets the class list name classes that the images lack. A `held_out_domain` that the images lack
+    is refused before they are read.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    check_writable(folder)
     table = read_sources(
         config.data,
         class_list=classes,
@@ -28,6 +35,7 @@ def read_image_table(
         cache=folder / "files.parquet",
         unlabelled=config.unlabelled,
         superset=superset,
+        held_out_domain=held_out_domain,
     )
     if config.subset == "all":
         return table

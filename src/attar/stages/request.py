@@ -1,7 +1,7 @@
 """What can be refused before anything is computed or spent."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -9,11 +9,13 @@ from attar.data.classes import ClassList, read_class_list
 from attar.data.splits import Splits, make_domainbed_splits, make_splits
 from attar.data.table import ImageTable
 from attar.errors import UsageError
+from attar.evaluation.tasks import find_task
+from attar.export.config import ExportConfig
 from attar.methods.base import Method
 from attar.methods.registry import find_method, method_options
 from attar.prompts import get_templates
 from attar.run import RunConfig, RunFolder
-from attar.students.student import bare_name
+from attar.students.student import check_student
 from attar.teachers.registry import describe_teacher_spec
 
 
@@ -29,7 +31,7 @@ def check_names(config: RunConfig) -> tuple[Method, Any, ClassList | None]:
     """
     method = find_method(config.method)
     options = method_options(method, config.method_options)
-    bare_name(config.student)
+    check_student(config.student, config.student_config)
     get_templates(config.data.templates)
     if config.teacher is not None:
         describe_teacher_spec(config.teacher)
@@ -43,8 +45,33 @@ def check_names(config: RunConfig) -> tuple[Method, Any, ClassList | None]:
             raise UsageError(f"--data {path} does not exist")
     if config.baseline is not None and not (config.baseline / "student").is_dir():
         raise UsageError(f"--baseline {config.baseline} holds no trained student")
+    for task in config.evaluation.tasks:
+        find_task(task)
     classes = read_class_list(config.data.classes) if config.data.classes else None
     return method, options, classes
+
+
+def check_splits(splits: Splits, config: RunConfig) -> None:
+    """Refuse choices that this division of the images cannot serve."""
+    if config.training.selection == "best" and not len(splits.source.val):
+        raise UsageError(
+            "--training.selection best needs validation images and the splits leave none "
+            f"({splits.describe()}); raise --splits.val-fraction or use --training.selection last"
+        )
+
+
+def check_export(config: ExportConfig, method: Method, class_names: Sequence[str]) -> None:
+    """Refuse an export that could only fail after the training."""
+    if method.head == "embedding" and not class_names:
+        raise UsageError("--export needs classes to write into the bundle; give --classes FILE")
+    if config.vocabulary is None:
+        return
+    if method.head == "classes":
+        raise UsageError(
+            f"method {method.name} makes a plain classifier, which can use no vocabulary: leave "
+            "--export.vocabulary out"
+        )
+    read_class_list(config.vocabulary)
 
 
 def divide(images: ImageTable, config: RunConfig) -> Splits:

@@ -105,7 +105,7 @@ class StoreWriter:
         dtype, a folder that holds something else, no permission.
         """
         check_writable(path)
-        _refuse_foreign_folder(path)
+        refuse_foreign_folder(path)
         path.mkdir(parents=True, exist_ok=True)
         with store_lock(path):
             if (path / "store.json").exists():
@@ -260,7 +260,7 @@ def _unit_rows(
     return (rows / norms).astype(info.dtype)
 
 
-def _refuse_foreign_folder(path: Path) -> None:
+def refuse_foreign_folder(path: Path) -> None:
     """Refuse a folder with someone's embeddings but no store.json: they would pass for leftovers.
 
     store.json is the first file of a store, so no crash of ours leaves this.

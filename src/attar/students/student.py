@@ -5,7 +5,7 @@ can load it as an image tower.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from attar.errors import UsageError, unknown_name
 from attar.files import atomic_folder, read_json, write_json
 from attar.students.config import StudentConfig
-from attar.students.weights import classifier_names, load_backbone_weights
+from attar.students.weights import check_weights, classifier_names, load_backbone_weights
 from attar.types import Outputs
 
 Head = Literal["embedding", "classes"]
@@ -139,6 +139,16 @@ def bare_name(name: str) -> str:
     return bare
 
 
+def check_student(name: str, config: StudentConfig) -> None:
+    """Refuse a name, an image size or a weights file that cannot work; downloads nothing.
+
+    Raises:
+        UsageError: as `build_student`.
+    """
+    check_weights(config.weights)
+    build_student(name, 1, replace(config, weights="none"))
+
+
 def build_student(
     name: str,
     dim: int,
@@ -163,7 +173,7 @@ def build_student(
         name=architecture,
         dim=dim,
         head="classes" if class_names else "embedding",
-        image_size=config.image_size or cfg["input_size"][-1],
+        image_size=cfg["input_size"][-1] if config.image_size is None else config.image_size,
         mean=tuple(cfg["mean"]),
         std=tuple(cfg["std"]),
         interpolation=cfg["interpolation"],
@@ -212,6 +222,8 @@ def _spec_from_json(values: dict[str, Any]) -> StudentSpec:
 def _create_network(name: str, dim: int, image_size: int | None) -> nn.Module:
     """Create the timm network; only a network with a fixed grid is told the image size."""
     default: Any = timm.get_pretrained_cfg(name)
+    if image_size is not None and image_size < _SMALLEST_IMAGE:
+        raise _wrong_size(name, image_size, default.input_size[-1])
     if image_size is None or not default.fixed_input_size:
         network: nn.Module = timm.create_model(name, num_classes=dim)
         return network

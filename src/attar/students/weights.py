@@ -45,7 +45,7 @@ def load_backbone_weights(network: nn.Module, name: str, weights: str) -> str:
     elif weights == "timm":
         state, origin = _weights_from_hub(network, name), "timm"
     else:
-        state, origin = _weights_from_file(Path(weights)), weights
+        state, origin = _weights_from_file(weights), weights
     _load_all_but_classifier(network, state, origin)
     return origin
 
@@ -98,12 +98,22 @@ def _weights_from_hub(network: nn.Module, name: str) -> dict[str, Tensor]:
         ) from error
 
 
-def _weights_from_file(path: Path) -> dict[str, Tensor]:
-    file = path / "model.safetensors" if path.is_dir() else path
-    if not file.is_file():
+def check_weights(weights: str) -> None:
+    """Refuse what is neither a known word nor an existing file of weights."""
+    if weights not in ("auto", "none", "timm") and not _weights_file(weights).is_file():
         raise UsageError(
-            f"--student.weights {path}: neither auto, none, timm, nor an existing weights file"
+            f"--student.weights {weights}: neither auto, none, timm, nor an existing weights file"
         )
+
+
+def _weights_file(weights: str) -> Path:
+    path = Path(weights)
+    return path / "model.safetensors" if path.is_dir() else path
+
+
+def _weights_from_file(path: str) -> dict[str, Tensor]:
+    check_weights(path)
+    file = _weights_file(path)
     try:
         if file.suffix == ".safetensors":
             return load_file(file)
