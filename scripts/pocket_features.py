@@ -1,14 +1,14 @@
 """The pictures that the pocket teacher's head is trained and scored on, and their features.
 
-A picture takes part under one of three roles: training, `odd` (PACS images of odd parity, never
-trained on) and `noto` (the held-out emoji family).  The backbone sees every picture once a view;
-its features are kept in one .npz file, which all heads are trained from.
+PACS images of odd parity and the Noto emoji are held out: scored, never trained on.  The backbone
+sees every picture once a view; its features are kept in one .npz file that all heads share.
 """
 
 import hashlib
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +40,16 @@ class Picture:
     keywords: tuple[str, ...] = ()
     held_out: bool = False
     """Odd parity or Noto: scored, never trained on."""
+
+    @cached_property
+    def digest(self) -> str:
+        """The sha256 of the file's bytes."""
+        return sha256_file(self.path)
+
+    @property
+    def group(self) -> tuple[str, str]:
+        """Its source and domain."""
+        return self.source, self.domain
 
 
 def is_odd(relative: str) -> bool:
@@ -114,7 +124,7 @@ class FeatureFile:
     def compute(self, pictures: Iterable[Picture]) -> None:
         """Pass every picture through the backbone that the file lacks."""
         jobs = [
-            (f"{sha256_file(picture.path)}/{view}", picture.path, view)
+            (f"{picture.digest}/{view}", picture.path, view)
             for picture in pictures
             for view in (("clean",) if picture.held_out else VIEWS)
         ]
@@ -136,5 +146,5 @@ class FeatureFile:
 
     def get(self, pictures: Sequence[Picture], view: str) -> torch.Tensor:
         """Return the features [N, 1280] of pictures in one view."""
-        keys = [f"{sha256_file(picture.path)}/{view}" for picture in pictures]
+        keys = [f"{picture.digest}/{view}" for picture in pictures]
         return torch.from_numpy(np.stack([self.rows[key] for key in keys]))

@@ -1,5 +1,6 @@
 """The pocket teacher's head: what it is asked to match, how it is trained and how it is scored."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -40,7 +41,7 @@ class Recipe:
     cosine: float = 0.0
     """Weight of 1 - cos(image, its caption) beside the contrastive loss."""
     scale: float = 20.0
-    """Where the learnt temperature's inverse starts."""
+    """Where the learnt inverse temperature starts."""
     seed: int = 0
 
 
@@ -48,18 +49,18 @@ class Captions:
     """Unit text embeddings of every concept in every template, in one or more wordings."""
 
     def __init__(self, pictures: Sequence[Picture], text: TextTower, tokenize: Tokenize) -> None:
-        wordings: dict[str, tuple[str, ...]] = {}
+        longer: dict[str, str] = {}
         for picture in pictures:
-            words = ", ".join(picture.keywords[:KEYWORDS])
-            longer = (f"{picture.name}, {words}",) if words else ()
-            wordings[picture.name] = wordings.get(picture.name) or (picture.name, *longer)
-            if longer and len(wordings[picture.name]) == 1:
-                wordings[picture.name] = (picture.name, *longer)
-        self.index = {name: i for i, name in enumerate(wordings)}
-        phrases = [(wording[0], wording[-1]) for wording in wordings.values()]
-        texts = [t.format(p) for t in TEMPLATES for phrase in phrases for p in phrase]
-        features = encode(texts, text, tokenize)
-        self.bank = features.view(len(TEMPLATES), len(phrases), 2, DIM)
+            known = longer.setdefault(picture.name, picture.name)
+            if known == picture.name and picture.keywords:
+                words = ", ".join(picture.keywords[:KEYWORDS])
+                longer[picture.name] = f"{picture.name}, {words}"
+        self.index = {name: i for i, name in enumerate(longer)}
+        texts = [t.format(p) for t in TEMPLATES for pair in longer.items() for p in pair]
+        distinct = list(dict.fromkeys(texts))
+        rows = {text: row for row, text in enumerate(distinct)}
+        features = encode(distinct, text, tokenize)[[rows[text] for text in texts]]
+        self.bank = features.view(len(TEMPLATES), len(longer), 2, DIM)
 
     def targets(self, pictures: Sequence[Picture]) -> Tensor:
         """Return each picture's concept [N]."""
@@ -83,21 +84,14 @@ def encode(texts: Sequence[str], text: TextTower, tokenize: Tokenize) -> Tensor:
     return features
 
 
-def balance(pictures: Sequence[Picture]) -> Tensor:
-    """Return sampling weights [N] that make every domain of every source count as its root."""
-    groups = [(picture.source, picture.domain) for picture in pictures]
-    sizes = {group: groups.count(group) for group in set(groups)}
-    return torch.tensor([sizes[group] ** -0.5 for group in groups])
-
-
 @dataclass(frozen=True, kw_only=True)
 class Head:
-    """A trained head, on features as the backbone gives them."""
+    """A trained head, on features as the backbone gives them, in the precision it is kept in."""
 
     weight: Tensor
-    """[D, 1280]"""
+    """fp16 [D, 1280]"""
     bias: Tensor
-    """[D]"""
+    """fp16 [D]"""
     logit_scale: float
 
     def __call__(self, features: Tensor) -> Tensor:
@@ -105,16 +99,22 @@ class Head:
         return F.normalize(F.linear(features, self.weight.float(), self.bias.float()), dim=1)
 
 
+def balance(pictures: Sequence[Picture]) -> Tensor:
+    """Return sampling weights [N] under which a domain counts as the root of its size."""
+    sizes = Counter(picture.group for picture in pictures)
+    return torch.tensor([sizes[picture.group] ** -0.5 for picture in pictures])
+
+
 def train_head(
     views: Sequence[Tensor], targets: Tensor, weights: Tensor, captions: Captions, recipe: Recipe
 ) -> Head:
     """Train a head: softmax over all concepts' captions with a learnt temperature.
 
-    `views` are the backbone's features [N, 1280], one tensor a view; `targets` the concepts [N].
+    `views` are the backbone's features [N, 1280], one tensor a view; `targets` the concepts [N] and
+    `weights` how often each picture is drawn [N].
     """
     generator = torch.Generator().manual_seed(recipe.seed)
-    mean = views[0].mean(0)
-    std = views[0].std(0).clamp(min=1e-3)
+    mean, std = views[0].mean(0), views[0].std(0).clamp(min=1e-3)
     stacked = torch.stack([(view - mean) / std for view in views])
     head = nn.Linear(IMAGE_WIDTH, DIM)
     nn.init.normal_(head.weight, std=IMAGE_WIDTH**-0.5, generator=generator)
@@ -129,11 +129,9 @@ def train_head(
     for _ in range(recipe.steps):
         rows = torch.multinomial(weights, recipe.batch_size, replacement=True, generator=generator)
         view = torch.randint(len(views), (recipe.batch_size,), generator=generator)
-        features = stacked[view, rows]
-        noise = torch.randn(features.shape, generator=generator)
-        image = F.normalize(head(features + recipe.noise * noise), dim=1)
-        texts = captions.draw(generator)
-        cosines = image @ texts.T
+        noise = torch.randn((recipe.batch_size, IMAGE_WIDTH), generator=generator)
+        image = F.normalize(head(stacked[view, rows] + recipe.noise * noise), dim=1)
+        cosines = image @ captions.draw(generator).T
         loss = F.cross_entropy(cosines * log_scale.exp(), targets[rows])
         matched = cosines.gather(1, targets[rows].unsqueeze(1))
         loss = loss + recipe.cosine * (1 - matched).mean()
@@ -141,6 +139,8 @@ def train_head(
         loss.backward()
         optimizer.step()
         schedule.step()
+    # The standardisation becomes part of the layer.
     weight = (head.weight / std).detach()
     bias = (head.bias - weight @ mean).detach()
-    return Head(weight=weight, bias=bias, logit_scale=float(log_scale.exp()))
+    scale = log_scale.detach().exp().item()
+    return Head(weight=weight.half(), bias=bias.half(), logit_scale=scale)

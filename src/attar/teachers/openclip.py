@@ -71,7 +71,7 @@ def check_builtin(value: str) -> TeacherSpec:
     names = {name.lower(): name for name in open_clip.list_models()}
     if model.lower() not in names:
         kind = "teacher (no OpenCLIP model, no folder, not 'pocket')"
-        raise unknown_name(kind, model, names.values())
+        raise unknown_name(kind, model, [*names.values(), "pocket"])
     model = names[model.lower()]
     tags = open_clip.list_pretrained_tags_by_model(model)
     if not tag:
@@ -117,7 +117,9 @@ def check_folder(value: str) -> TeacherSpec:
     """Check a folder saved by OpenCLIP: its configuration and its weights file."""
     folder, name = Path(value).expanduser(), f"local-dir:{value}"
     if not folder.is_dir():
-        raise UsageError(f"the folder {value} of teacher {name!r} does not exist")
+        raise UsageError(
+            f"the folder {value} of teacher {name!r} does not exist; give one saved by OpenCLIP"
+        )
     if not (folder / CONFIG_FILE).is_file():
         way_out = "use 'hf:PATH'" if (folder / "config.json").is_file() else "save it with OpenCLIP"
         raise UsageError(f"{value} is no OpenCLIP model: it lacks {CONFIG_FILE}; {way_out}")

@@ -3,6 +3,7 @@
 import importlib
 import logging
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,6 +11,7 @@ import torch
 
 from attar.device import pick_device
 from attar.errors import UsageError, unknown_name
+from attar.hub import cache_alone_without_hub
 from attar.teachers.base import Teacher
 from attar.teachers.loading import TeacherSpec
 
@@ -65,7 +67,13 @@ def load_teacher(spec: str, device: torch.device | None = None) -> Teacher:
     checked = describe_teacher_spec(spec)
     if checked.licence:
         log.warning("%s", checked.licence)
-    return TEACHERS[checked.kind].load(checked, device or pick_device())
+    with cache_alone_without_hub() if _may_ask_a_hub(checked) else nullcontext():
+        return TEACHERS[checked.kind].load(checked, device or pick_device())
+
+
+def _may_ask_a_hub(spec: TeacherSpec) -> bool:
+    is_folder = spec.kind == "hf" and Path(spec.value).is_dir()
+    return spec.kind in ("open_clip", "hf-hub", "hf") and not is_folder
 
 
 def describe_teacher_spec(spec: str) -> TeacherSpec:
