@@ -13,7 +13,7 @@ import attar
 SOURCE = Path(attar.__file__).parent
 LAYERS = [
     {"errors"},
-    {"types", "records", "files", "config", "device", "losses"},
+    {"types", "records", "files", "config", "device", "hub", "losses"},
     {"prompts", "data"},
     {"teachers", "runtime"},
     {"store", "students"},
@@ -24,12 +24,13 @@ LAYERS = [
     {"pipeline"},
     {"bench", "demo"},
     {"cli"},
+    {"__main__"},
 ]
 LEVEL = {unit: level for level, units in enumerate(LAYERS) for unit in units}
 NARROW = {
     "report": {"errors", "files", "records"},
     "runtime": {"errors", "files", "records", "data"},
-    "students": {"errors", "files", "types", "config"},
+    "students": {"errors", "files", "hub", "types", "config"},
     "training": {"errors", "types", "files", "config", "device", "data", "store", "students",
                  "methods"},
 }  # fmt: skip

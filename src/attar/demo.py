@@ -7,17 +7,14 @@ ordinary run, made with the same functions as the user's own.
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from attar import pipeline
 from attar.data.emoji import EMOJI_FAMILIES, HELD_OUT_FAMILY, extract_emoji
 from attar.data.splits import SplitConfig
 from attar.errors import UsageError
 from attar.files import write_json
 from attar.report.config import ReportConfig
-from attar.report.page import write_report
 from attar.run import DataConfig, RunConfig
 from attar.runtime.latency import measure_latency
 from attar.students.config import StudentConfig
-from attar.teachers.registry import describe_teacher_spec
 from attar.training.config import TrainingConfig
 
 
@@ -55,6 +52,11 @@ def run_demo(config: DemoConfig, out: Path) -> DemoResult:
     Raises:
         UsageError: the teacher cannot be used here; nothing has been computed.
     """
+    # Here, so that `attar demo --help` need not wait for torch.
+    from attar import pipeline
+    from attar.report.page import write_report
+    from attar.teachers.registry import describe_teacher_spec
+
     describe_teacher_spec(config.teacher)
     if config.concepts < 5:
         raise UsageError(f"--concepts {config.concepts}: the demo needs 5 or more")

@@ -10,6 +10,7 @@ import logging
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from attar.device import prepare_process
 from attar.errors import UsageError
 from attar.export.config import ExportConfig
 from attar.files import check_writable, write_json, write_text
@@ -42,7 +43,7 @@ def distill(
         UsageError: the request is wrong; nothing has been computed or spent.
         AttarError: a stage failed; the message names the file or value and the way out.
     """
-    run = RunFolder(out)
+    config, run = request.resolve(config), RunFolder(out)
     if not run.is_done(config):
         _run(config, run, command, estimated, bundle)
     if bundle is not None:
@@ -53,9 +54,8 @@ def distill(
 def _run(
     config: RunConfig, run: RunFolder, command: str, estimated: bool, bundle: ExportConfig | None
 ) -> None:
-    job = _prepare(config, run, run.path)
-    if bundle is not None:
-        request.check_export(bundle, job.recipe[0], job.images.class_names)
+    prepare_process()
+    job = _prepare(config, run, run.path, bundle)
     cost = planning.estimate(job, config.store or run.store) if estimated else None
     if cost is not None:
         check_writable(run.path, cost.disk_bytes)
@@ -73,7 +73,9 @@ def _run(
         write_text(run.done, "")
 
 
-def _prepare(config: RunConfig, run: RunFolder, notes: Path) -> planning.Job:
+def _prepare(
+    config: RunConfig, run: RunFolder, notes: Path, bundle: ExportConfig | None = None
+) -> planning.Job:
     """Read, divide and load everything, and refuse what cannot work; compute and ask nothing.
 
     What was found about the image files goes to the folder `notes`.
@@ -82,6 +84,8 @@ def _prepare(config: RunConfig, run: RunFolder, notes: Path) -> planning.Job:
     domain, store = config.splits.held_out_domain, config.store or run.store
     table = images.read_image_table(config.data, classes, notes, held_out_domain=domain)
     request.check_needs(method, table)
+    if bundle is not None:
+        request.check_export(bundle, method, table.class_names)
     splits = request.divide(table, config)
     request.check_splits(splits, config)
     texts = embedding.prompts_of(classes, table, config.data.templates)
@@ -112,12 +116,12 @@ def embed(data: DataConfig, teacher: str, out: Path, config: EmbedConfig | None 
     return embedding.embed(data, teacher, out, config or EmbedConfig())
 
 
-def estimate(config: RunConfig, out: Path) -> planning.Estimate:
+def estimate(config: RunConfig, out: Path, bundle: ExportConfig | None = None) -> planning.Estimate:
     """Say what `distill` would cost in time, teacher queries and disk, and do none of it."""
-    run = RunFolder(out)
+    config, run = request.resolve(config), RunFolder(out)
     run.is_done(config)  # refuses a folder that the run could not use
     with TemporaryDirectory(prefix="attar-") as notes:
-        job = _prepare(config, run, Path(notes))
+        job = _prepare(config, run, Path(notes), bundle)
         return planning.estimate(job, config.store or run.store)
 
 

@@ -1,7 +1,5 @@
 """A run: its resolved configuration and its folder, which is the truth about what was done."""
 
-import platform
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from importlib import metadata
@@ -186,12 +184,17 @@ class RunFolder:
                     f"{self.path} holds a run with another configuration ({'; '.join(changed)}); "
                     "choose another --out, or delete the folder"
                 )
-        elif self.path.is_dir() and {p.name for p in self.path.iterdir()} - _BEFORE_THE_START:
-            raise UsageError(f"{self.path} is not empty and is no run; choose another --out")
+        elif self.path.is_dir():
+            names = {p.name for p in self.path.iterdir() if not p.name.endswith(".partial")}
+            if names - _BEFORE_THE_START:
+                raise UsageError(f"{self.path} is not empty and is no run; choose another --out")
         return self.config.is_file() and self.done.is_file()
 
     def open(self, config: RunConfig, command: str) -> None:
-        """Write down what is about to be run, and where."""
+        """Write down what is about to be run, and where; remove what a kill left half written."""
+        for leftover in [*self.path.glob(".*.partial"), *self.path.glob("*/.*.partial")]:
+            if leftover.is_file():
+                leftover.unlink()
         write_text(self.path / "command.txt", command + "\n")
         write_json(self.path / "environment.json", environment())
         write_text(self.config, dump_yaml(to_options(config)))
@@ -231,4 +234,6 @@ def environment() -> dict[str, Any]:
             versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             versions[name] = "not installed"
-    return {"python": sys.version.split()[0], "platform": platform.platform(), "packages": versions}
+    from attar.device import device_summary
+
+    return {**device_summary(), "packages": versions}

@@ -93,14 +93,14 @@ def test_neither_order_nor_company_changes_a_texts_features(teacher):
 
 
 def test_images_do_not_depend_on_their_batch(teacher):
-    pixels = torch.stack([teacher.prepare(picture((200 + 9 * i, 180))) for i in range(6)])
-    alone = torch.cat([teacher.encode_images(pixels[i : i + 1]) for i in range(6)])
+    pixels = torch.stack([teacher.prepare(picture((200 + 9 * i, 180))) for i in range(5)])
+    alone = torch.cat([teacher.encode_images(pixels[i : i + 1]) for i in range(5)])
     assert torch.allclose(teacher.encode_images(pixels), alone, atol=1e-4)
 
 
 def test_folding_the_batchnorms_changes_rounding_only():
     backbone = pocket.load_backbone()
-    pixels = torch.rand(2, 3, 260, 260, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    pixels = torch.rand(1, 3, 260, 260, generator=torch.Generator().manual_seed(0)) * 2 - 1
     with torch.inference_mode():
         plain = backbone(pixels)
         folded = backbone.fold()(pixels)
@@ -152,7 +152,7 @@ def test_the_model_card_says_what_the_head_saw_and_scores():
     card = (pocket.HEAD.parent / "card.md").read_text(encoding="utf-8")
     for part in (
         "train_pocket_head.py",
-        "even parity",
+        "**even** parity",
         "odd parity",
         "Noto",
         *pocket.STRICT_DOMAINS,

@@ -3,28 +3,36 @@
 1. For each method, every learning rate is tried with one domain held out; the one with the best
    accuracy on *source validation* images is kept for all domains and seeds.
 2. Every other cell is run with it.
-3. The teachers are measured on the held-out images without training anything.
-4. What the run folders hold is gathered into one results file.
+3. The strict teachers are measured on the held-out images; nothing is trained for them.
+4. Whenever a cell has ended, the table is made again from all the cells' results.
 
-A cell that is done is never run again, so the grid goes on where it was killed.
+A cell whose results are there is never run again, so the grid goes on where it was killed.
 """
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from attar import pipeline
+from attar.bench.cells import (
+    Cell,
+    load_cell,
+    load_cells,
+    save_cell,
+    score_on_source_validation,
+    what_was_run,
+)
 from attar.bench.config import DomainsConfig
 from attar.bench.table import write_tables
-from attar.errors import AttarError, UsageError, unknown_name
+from attar.data.table import ImageTable
+from attar.errors import UsageError, unknown_name
 from attar.evaluation.models import from_store
 from attar.evaluation.tasks import evaluate_models
 from attar.files import read_json, write_json
 from attar.methods.registry import find_method
 from attar.records import Record, read_records
-from attar.run import RunConfig, RunFolder
+from attar.run import RunConfig
 from attar.stages.embedding import consult, introduce, prompts_of
 from attar.stages.images import read_image_table
 from attar.teachers.registry import describe_teacher_spec
@@ -35,100 +43,89 @@ STRICT_ROLE = "strict teacher"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cell:
-    """One run of the grid."""
+class Grid:
+    """A grid under way: what is shared, what varies, and where it is kept."""
 
-    method: str
-    held_out_domain: str
-    seed: int
-    lr: float
-
-    @property
-    def name(self) -> str:
-        """The cell's folder below the grid's."""
-        return f"{self.method}/{self.held_out_domain}/seed{self.seed}-lr{self.lr:g}"
+    base: RunConfig
+    config: DomainsConfig
+    out: Path
+    """Run folders and the store they share."""
+    results: Path
+    """cells/, results.jsonl, table.md and learning-rates.json."""
 
 
 def run_domains(
-    base: RunConfig,
-    grid: DomainsConfig,
-    out: Path,
-    *,
-    results: Path | None = None,
-    after_cell: Callable[[], None] = lambda: None,
+    base: RunConfig, config: DomainsConfig, out: Path, results: Path | None = None
 ) -> Path:
-    """Run the grid and write results.jsonl, table.md and learning-rates.json.
+    """Run the grid and return the folder of its results (`out` by default).
 
-    Args:
-        base: what all cells share; method, held-out domain, seed and learning rate are set here.
-        grid: what varies.
-        out: folder of the cells and of the store they share.
-        results: folder of the gathered files; `out` by default.
-        after_cell: called whenever a cell has ended and the gathered files are up to date.
-
-    Returns:
-        The folder of the gathered files.
+    `base` is what all cells share; method, held-out domain, seed and learning rate are set here.
 
     Raises:
-        UsageError: an unknown method or domain, or images without domains.
+        UsageError: an unknown method, domain or strict teacher, images without domains, or results
+            that were made with another configuration.
     """
-    for method in grid.methods:
+    for method in config.methods:
         find_method(method)
-    base = replace(base, store=base.store or out / "store", protocol="domainbed")
-    domains = _domains(base, grid, out)
-    target = results or out
-    chosen: dict[str, float] = {}
-
-    def finish(cell: Cell) -> None:
-        _gather(base, grid, out, target, chosen)
-        after_cell()
-        log.info("cell %s is done", cell.name)
-
-    lr_domain = grid.lr_domain or domains[0]
-    for method in grid.methods:
-        scores = {}
-        for lr in grid.lrs:
-            cell = Cell(method=method, held_out_domain=lr_domain, seed=grid.seeds[0], lr=lr)
-            _run(base, cell, out)
-            scores[lr] = source_validation_score(out / cell.name)
-            log.info("%s, lr %g: %.4f on source validation images", method, lr, scores[lr])
-        chosen[method] = max(scores, key=lambda lr: scores[lr])
-        _note_choice(target, method, lr_domain, scores, chosen[method])
-        finish(cell)
-    _measure_strict_teachers(base, grid, domains, out)
-    for cell in _cells(grid, domains, chosen):
-        _run(base, cell, out)
-        finish(cell)
-    return target
-
-
-def _domains(base: RunConfig, grid: DomainsConfig, out: Path) -> tuple[str, ...]:
-    """Return the domains to hold out, refusing names the data lacks before anything is run."""
+    base = replace(base, store=base.store or out / "store", protocol="domainbed", references=False)
+    grid = Grid(base=base, config=config, out=out, results=results or out)
     table = read_image_table(base.data, None, out)
+    domains = _domains(grid, table)
+    chosen = {method: _choose_lr(grid, method, domains[0]) for method in config.methods}
+    _tabulate(grid)
+    for domain in domains:
+        _measure_strict_teacher(grid, table, domain)
+        for cell in _cells(config, domain, chosen):
+            _run(grid, cell)
+            _tabulate(grid)
+    return grid.results
+
+
+def _domains(grid: Grid, table: ImageTable) -> tuple[str, ...]:
+    """Return the domains to hold out, refusing names the data lack before anything is run."""
     present = {table.domain_names[index] for index in table.domains if index >= 0}
     if len(present) < 2:
         raise UsageError(f"leaving one domain out needs two or more domains ({table.layout})")
-    for name in (*grid.domains, *([grid.lr_domain] if grid.lr_domain else [])):
+    asked = (*grid.config.domains, *([grid.config.lr_domain] if grid.config.lr_domain else []))
+    for name in asked:
         if name not in present:
             raise unknown_name("domain", name, present)
-    domains = grid.domains or tuple(sorted(present))
-    if grid.strict_teacher is not None:
+    domains = grid.config.domains or tuple(sorted(present))
+    if grid.config.strict_teacher is not None:
         for name in domains:
-            describe_teacher_spec(grid.strict_teacher.format(domain=name))
+            describe_teacher_spec(grid.config.strict_teacher.format(domain=name))
     return domains
 
 
-def _cells(
-    grid: DomainsConfig, domains: tuple[str, ...], chosen: dict[str, float]
-) -> Iterator[Cell]:
-    """Yield the cells domain by domain, so that every method has a column before the next."""
-    for domain in domains:
-        for seed in grid.seeds:
-            for method in grid.methods:
-                yield Cell(method=method, held_out_domain=domain, seed=seed, lr=chosen[method])
+def _choose_lr(grid: Grid, method: str, first_domain: str) -> float:
+    """Try every learning rate with one domain held out; keep the best on source validation."""
+    domain = grid.config.lr_domain or first_domain
+    scores = {}
+    for lr in grid.config.lrs:
+        cell = Cell(method=method, held_out_domain=domain, seed=grid.config.seeds[0], lr=lr)
+        scores[lr] = score_on_source_validation(_run(grid, cell), cell.name)
+        log.info("%s, lr %g: %.4f on source validation images", method, lr, scores[lr])
+    chosen = max(scores, key=lambda lr: scores[lr])
+    path = grid.results / "learning-rates.json"
+    noted = read_json(path) if path.is_file() else {}
+    noted[method] = {
+        "held_out_domain": domain,
+        "source_validation": {f"{value:g}": score for value, score in scores.items()},
+        "chosen": chosen,
+    }
+    write_json(path, dict(sorted(noted.items())))
+    return chosen
 
 
-def _run(base: RunConfig, cell: Cell, out: Path) -> Path:
+def _cells(config: DomainsConfig, domain: str, chosen: dict[str, float]) -> Iterator[Cell]:
+    for seed in config.seeds:
+        for method in config.methods:
+            yield Cell(method=method, held_out_domain=domain, seed=seed, lr=chosen[method])
+
+
+def _run(grid: Grid, cell: Cell) -> list[Record]:
+    """Return a cell's records, running it when they are not there."""
+    base = grid.base
     asks = "teacher" in find_method(cell.method).needs
     config = replace(
         base,
@@ -136,88 +133,64 @@ def _run(base: RunConfig, cell: Cell, out: Path) -> Path:
         # A method that needs no teacher is not made to wait for one.
         teacher=base.teacher if asks else None,
         store=base.store if asks else None,
-        references=False,
         splits=replace(base.splits, held_out_domain=cell.held_out_domain, seed=cell.seed),
         training=replace(base.training, lr=cell.lr, seed=cell.seed),
     )
-    command = f"attar bench domains ({cell.name})"
-    return pipeline.distill(config, out / cell.name, command=command, estimated=False)
+    path = grid.results / "cells" / f"{cell.name}.json"
+    records = load_cell(path, what_was_run(config))
+    if records is None:
+        run = grid.out / "cells" / cell.name
+        command = f"attar bench domains ({cell.name})"
+        pipeline.distill(config, run, command=command, estimated=False)
+        save_cell(path, what_was_run(config), read_records(run / "results.jsonl"), cell.facts())
+        records = load_cell(path) or []
+        log.info("cell %s is done", cell.name)
+    return records
 
 
-def source_validation_score(run: Path) -> float:
-    """Return a finished run's mean per-class accuracy on its source validation images."""
-    for record in read_records(run / "results.jsonl"):
-        is_student = record.role == "student" and record.domain == "all"
-        if is_student and record.split == "val" and "mean_per_class_recall" in record.metrics:
-            return record.metrics["mean_per_class_recall"]
-    raise AttarError(f"{run} has no source validation result; delete it and run the grid again")
-
-
-def _note_choice(
-    target: Path, method: str, domain: str, scores: dict[float, float], lr: float
-) -> None:
-    path = target / "learning-rates.json"
-    noted: dict[str, Any] = read_json(path) if path.is_file() else {}
-    noted[method] = {
-        "held_out_domain": domain,
-        "source_validation": {f"{value:g}": score for value, score in scores.items()},
-        "chosen": lr,
-    }
-    write_json(path, noted)
-
-
-def _measure_strict_teachers(
-    base: RunConfig, grid: DomainsConfig, domains: tuple[str, ...], out: Path
-) -> None:
-    """Measure, for each domain, the teacher that never saw it on all of that domain's images."""
-    if grid.strict_teacher is None:
+def _measure_strict_teacher(grid: Grid, table: ImageTable, domain: str) -> None:
+    """Measure the teacher that never saw a domain on all of that domain's images."""
+    if grid.config.strict_teacher is None:
         return
-    table = read_image_table(base.data, None, out)
-    prompts = prompts_of(None, table, base.data.templates)
-    for domain in domains:
-        folder = out / "strict-teacher" / domain
-        if (folder / "results.jsonl").is_file():
-            continue
-        index = table.domain_names.index(domain)
-        part = table.select([i for i, d in enumerate(table.domains) if d == index])
-        spec = grid.strict_teacher.format(domain=domain)
-        teacher, _ = introduce(spec, folder / "store", needed=True)
-        knowledge = consult(teacher, part, prompts, folder / "store", base.embed)
-        model = replace(from_store(knowledge.store), role=STRICT_ROLE)
-        dataset = "+".join(path.name for path in base.data.data)
-        evaluate_models(
-            [model], part, "held_out", knowledge.class_features, folder, dataset, base.evaluation
-        )
+    spec = grid.config.strict_teacher.format(domain=domain)
+    path = grid.results / "cells" / "strict-teacher" / f"{domain}.json"
+    asked = {"teacher": spec, "subset": grid.base.data.subset}
+    if load_cell(path, asked) is not None:
+        return
+    index = table.domain_names.index(domain)
+    part = table.select([row for row, d in enumerate(table.domains) if d == index])
+    folder = grid.out / "strict-teacher" / domain
+    prompts = prompts_of(None, table, grid.base.data.templates)
+    teacher, _ = introduce(spec, folder / "store", needed=True)
+    knowledge = consult(teacher, part, prompts, folder / "store", grid.base.embed)
+    model = replace(from_store(knowledge.store), role=STRICT_ROLE)
+    dataset = "+".join(place.name for place in grid.base.data.data)
+    records = evaluate_models(
+        [model],
+        part,
+        "held_out",
+        knowledge.class_features,
+        folder,
+        dataset,
+        grid.base.evaluation,
+    )
+    facts = {"method": "", "held_out_domain": domain, "seed": grid.config.seeds[0], "lr": 0.0}
+    save_cell(path, asked, records, facts)
 
 
-def _gather(
-    base: RunConfig, grid: DomainsConfig, out: Path, target: Path, chosen: dict[str, float]
-) -> None:
-    """Collect the records of the finished cells into one file, and make the table of them."""
-    lines: list[Record] = []
-    for path in sorted(out.rglob("results.jsonl")):
-        run = RunFolder(path.parent)
-        if path.parent == target or not (run.done.is_file() or "strict-teacher" in path.parts):
-            continue
-        for record in read_records(path):
-            lines.append(replace(record, extra={**record.extra, **_origin(path, out)}))
+def _tabulate(grid: Grid) -> None:
+    """Make results.jsonl and table.md from the finished cells with their methods' chosen rates."""
+    chosen = read_json(grid.results / "learning-rates.json")
     wanted = [
         record
-        for record in lines
-        if record.role == STRICT_ROLE or chosen.get(record.extra["method"]) == record.extra["lr"]
+        for record in load_cells(grid.results / "cells")
+        if record.role == STRICT_ROLE
+        or chosen.get(record.extra["method"], {}).get("chosen") == record.extra["lr"]
     ]
-    write_tables(wanted, target, {"steps": base.training.steps, "seeds": list(grid.seeds)})
-
-
-def _origin(path: Path, out: Path) -> dict[str, Any]:
-    """Read method, held-out domain, seed and learning rate off a cell's folder."""
-    parts = path.parent.relative_to(out).parts
-    if parts[0] == "strict-teacher":
-        return {"method": "", "held_out_domain": parts[1], "seed": 0, "lr": 0.0}
-    seed, _, lr = parts[2].partition("-lr")
-    return {
-        "method": parts[0],
-        "held_out_domain": parts[1],
-        "seed": int(seed.removeprefix("seed")),
-        "lr": float(lr),
+    facts = {
+        "student": grid.base.student,
+        "steps": grid.base.training.steps,
+        "image size": grid.base.student_config.image_size,
+        "seeds": len(grid.config.seeds),
     }
+    write_tables(wanted, grid.results, facts)

@@ -26,7 +26,7 @@ def domains(
     Each method's learning rate is chosen once, on source validation images. Killed and started
     again, only what is missing runs.
 
-    Examples:
+    For example:
 
     `attar bench domains --data PACS/ --teacher ViT-B-16/openai --student resnet50
     --methods vl2v-adip --methods erm --training.steps 5000 --out runs/pacs`
@@ -55,5 +55,5 @@ def domains(
         embed=sections.embed,
         evaluation=sections.evaluation,
     )
-    folder = run_domains(base, grid, out, results=results)
+    folder = run_domains(base, grid, out, results)
     print((folder / "table.md").read_text(encoding="utf-8"))

@@ -18,7 +18,7 @@ def demo(
     Three emoji families train; the fourth (Noto) is held out. Teacher, student and plain training
     of the same backbone are compared on it, and the student is exported and reported.
 
-    Examples:
+    For example:
 
     `attar demo`
 

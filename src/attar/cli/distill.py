@@ -73,24 +73,47 @@ def distill(
 
     Every teacher query is asked once, ever; a killed command goes on where it stopped.
 
-    Examples:
+    For example:
 
     `attar distill --data photos/ --classes classes.txt --teacher ViT-B-32/openai
     --student mobilenetv3_small_100 --method feature-mse --out runs/photos --export`
 
     `attar distill --data PACS/ --held-out-domain sketch --teacher pocket
     --student tf_efficientnet_lite0 --method vl2v-adip --training.steps 200 --out runs/sketch`
+
+    `attar distill --config runs/sketch/config.yaml --training.lr 1e-4 --out runs/again`
     """
     from attar import pipeline
 
+    config = run_config(data, options, method_options, sections)
+    bundle = sections.export if options.export else None
+    if options.dry_run:
+        print(pipeline.estimate(config, options.out, bundle))
+        return
+    run = pipeline.distill(config, options.out, command=command_line(), bundle=bundle)
+    print_results(run / "results.jsonl")
+    print(run)
+
+
+def run_config(
+    data: DataConfig,
+    options: DistillOptions,
+    method_options: dict[str, str] | None = None,
+    sections: Sections = Sections(),
+) -> RunConfig:
+    """Gather what the command line's groups of options say.
+
+    Raises:
+        UsageError: the held-out domain is given under --splits.
+    """
     if sections.splits.held_out_domain is not None:
         raise UsageError("give --held-out-domain, not --splits.held-out-domain")
-    config = RunConfig(
+    return RunConfig(
         data=data,
         teacher=options.teacher,
         student=options.student,
         method=options.method,
-        method_options=dict(method_options or {}),
+        method_options={k.replace("-", "_"): v for k, v in (method_options or {}).items()},
         store=options.store,
         splits=replace(sections.splits, held_out_domain=options.held_out_domain),
         protocol=options.protocol,
@@ -101,10 +124,3 @@ def distill(
         references=options.references,
         baseline=options.baseline,
     )
-    if options.dry_run:
-        print(pipeline.estimate(config, options.out))
-        return
-    bundle = sections.export if options.export else None
-    run = pipeline.distill(config, options.out, command=command_line(), bundle=bundle)
-    print_results(run / "results.jsonl")
-    print(run)

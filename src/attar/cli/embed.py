@@ -21,7 +21,7 @@ def embed(
     The folder can be read by clip-retrieval and embedding-reader. Run the command again to add
     what is missing: new images, new classes, or what a crash left out.
 
-    Examples:
+    For example:
 
     `attar embed --data photos/ --classes classes.txt --teacher ViT-B-32/openai --out store/`
 

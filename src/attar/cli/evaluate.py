@@ -40,7 +40,7 @@ def evaluate(
     Labelled images are classified zero-shot with any class list; unlabelled ones are compared with
     the teacher.
 
-    Examples:
+    For example:
 
     `attar evaluate runs/photos --data other-photos/`
 

@@ -18,7 +18,7 @@ def export(
 ) -> None:
     """Write a bundle (ONNX model, labels, preprocessing, card) and prove it equals the student.
 
-    Examples:
+    For example:
 
     `attar export runs/photos --out bundle/`
 

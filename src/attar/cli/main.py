@@ -3,25 +3,37 @@
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Sequence
+from typing import TextIO
 
-from cyclopts import App, CycloptsError
+from cyclopts import App, CycloptsError, Parameter
 from cyclopts.exceptions import UnknownCommandError
 
 from attar import __version__
 from attar.cli.config_file import expand_config_file
-from attar.errors import AttarError
+from attar.errors import AttarError, UsageError
 
 app = App(
     name="attar",
     version=__version__,
     help="Distil a large vision-language model into a small image model that keeps working "
-    "out of distribution.",
+    "out of distribution.\n\nFor example: `attar demo`",
     help_format="markdown",
-    help_epilogue="Try it: `attar demo`. Every command's `--help` has an example.",
+    suppress_keyboard_interrupt=False,  # `main` says how to go on
+    default_parameter=Parameter(negative_iterable=()),
+    help_epilogue="`--config FILE` reads any command's options from a YAML file, such as the "
+    "config.yaml of a run; options on the line win.",
 )
-store = App(name="store", help="Look after a folder of teacher embeddings.")
-bench = App(name="bench", help="Run a grid of runs and make one table of it.")
+store = App(
+    name="store",
+    help="Look after a folder of teacher embeddings.\n\nFor example: `attar store info store/`",
+)
+bench = App(
+    name="bench",
+    help="Run a grid of runs and make one table of it.\n\n"
+    "For example: `attar bench domains --data PACS/ --teacher pocket --out runs/pacs`",
+)
 
 app.command("attar.cli.demo:demo")
 app.command("attar.cli.distill:distill")
@@ -38,33 +50,80 @@ store.command("attar.cli.store:import_", name="import")
 app.command(bench)
 bench.command("attar.cli.bench:domains")
 
+_GROUPS = {
+    "--training": "steps 200",
+    "--splits": "seed 1",
+    "--embed": "batch-size 32",
+    "--evaluation": "batch-size 32",
+}
+"""Groups of options -> one of them, as an example."""
+
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run a command. Exit status: 0 success, 2 wrong use, 1 failure; one line on stderr."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    logging.getLogger("attar").setLevel(logging.INFO)
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
+    _speak_on_stderr()
     tokens = list(sys.argv[1:] if argv is None else argv)
     try:
-        status = app(expand_config_file(tokens), exit_on_error=False, print_error=False)
+        words = expand_config_file(tokens)
+        _refuse_bare_groups(words)
+        status = app(words, exit_on_error=False, print_error=False)
     except CycloptsError as error:
         _say(_one_line(error))
         sys.exit(2)
     except AttarError as error:
         _say(str(error))
-        logging.getLogger("attar").debug("traceback", exc_info=True)
         sys.exit(error.exit_status)
     except KeyboardInterrupt:
         _say("interrupted; run the same command again to go on")
         sys.exit(130)
+    except BrokenPipeError:  # whoever read the output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except Exception as error:
-        _say(f"{type(error).__name__}: {error} (traceback: {_write_traceback()})")
+        where = " ".join(getattr(error, "__notes__", ())) or f"traceback: {_write_traceback()}"
+        _say(f"{type(error).__name__}: {error} ({where})")
         sys.exit(1)
     sys.exit(status if isinstance(status, int) else 0)
 
 
+class _Stderr(logging.StreamHandler[TextIO]):
+    """Writes to what `sys.stderr` is at the moment."""
+
+    @property
+    def stream(self) -> TextIO:
+        return sys.stderr
+
+    @stream.setter
+    def stream(self, value: TextIO) -> None:
+        """The base class sets it once; there is nothing to keep."""
+
+
+def _speak_on_stderr() -> None:
+    """Show attar's messages and libraries' logged warnings, but no Python warnings."""
+    root = logging.getLogger()
+    if not any(isinstance(handler, _Stderr) for handler in root.handlers):
+        root.addHandler(_Stderr())
+    logging.getLogger("attar").setLevel(logging.INFO)
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")
+
+
+def _refuse_bare_groups(words: Sequence[str]) -> None:
+    """Refuse `--training 3`, which cyclopts would take for the group's first option."""
+    for word in words:
+        option, _, value = word.partition("=")
+        if option in _GROUPS:
+            given = f"{option}={value}" if value else option
+            raise UsageError(
+                f"{given}: {option} is a group of options; give one of them, as in "
+                f"{option}.{_GROUPS[option]}"
+            )
+
+
 def _say(message: str) -> None:
-    print(f"attar: {message}", file=sys.stderr)
+    print(f"attar: {' '.join(message.split())}", file=sys.stderr)
 
 
 def _one_line(error: CycloptsError) -> str:

@@ -18,7 +18,7 @@ def predict(
 ) -> None:
     """Name what images show, with calibrated confidence; needs numpy, pillow and onnxruntime.
 
-    Examples:
+    For example:
 
     `attar predict bundle/ photo.jpg more-photos/`
 
@@ -47,7 +47,7 @@ def latency(
 ) -> None:
     """Measure a bundle's speed, size and memory on this machine, in a process of its own.
 
-    Examples:
+    For example:
 
     `attar latency bundle/ --threads 2`
 

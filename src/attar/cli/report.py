@@ -17,7 +17,7 @@ def report(
 ) -> None:
     """Make one self-contained HTML page of one run, or of several side by side.
 
-    Examples:
+    For example:
 
     `attar report runs/photos`
 

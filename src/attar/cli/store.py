@@ -12,7 +12,7 @@ from attar.run import DataConfig
 def info(store: Path, /) -> None:
     """Show whose embeddings a store holds, how many, and in which views.
 
-    Examples:
+    For example:
 
     `attar store info store/`
 
@@ -38,7 +38,7 @@ def verify(
 ) -> None:
     """Check a store's files, and ask the teacher again for a random sample; fail on drift.
 
-    Examples:
+    For example:
 
     `attar store verify store/ --data photos/ --teacher ViT-B-32/openai`
 
@@ -95,7 +95,7 @@ def import_(
     Images are matched by path relative to --data; published texts come along. A run can then
     distil with `--store OUT` and never ask the teacher.
 
-    Examples:
+    For example:
 
     `attar store import published/ --data photos/ --teacher ViT-L-14/openai --out store/`
 

@@ -22,6 +22,8 @@ class EvaluationConfig:
     """Write every image's prediction (predictions/ROLE-SPLIT.parquet) for the report."""
 
     def __post_init__(self) -> None:
+        if not self.tasks:
+            raise UsageError("evaluation tasks: give at least one")
         for name, least in (("batch_size", 1), ("workers", 0)):
             if getattr(self, name) < least:
-                raise UsageError(f"evaluation {name} is {getattr(self, name)}; give {least} or more")
+                raise UsageError(f"evaluation {name} {getattr(self, name)}: give {least} or more")

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor
 
-from attar.errors import AttarError
+from attar.errors import AttarError, UsageError
 from attar.methods.base import Method, Objective, Phase, Sizes
 from attar.types import Batch, Loss, Outputs
 
@@ -18,6 +18,12 @@ class ERMOptions:
 
     label_smoothing: float = 0.0
     """Share of the target spread over all classes."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.label_smoothing < 1:
+            raise UsageError(
+                f"--method.label-smoothing {self.label_smoothing}: must be 0 or more, below 1"
+            )
 
 
 class CrossEntropy(Objective):

@@ -29,6 +29,12 @@ class VL2VOptions:
     align_share: float = 0.25
     """Share of the steps spent on aligning the projection before the backbone is trained."""
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.image_weight <= 1:
+            raise UsageError(f"--method.image-weight {self.image_weight}: must lie in 0 ... 1")
+        if not 0 <= self.align_share < 1:
+            raise UsageError(f"--method.align-share {self.align_share}: must be 0 or more, below 1")
+
 
 class EmbeddingAlignment(Objective):
     """Cosine alignment to the teacher's image feature and to the text feature of the label.
@@ -66,8 +72,6 @@ class EmbeddingAlignment(Objective):
 
 
 def _phases(options: VL2VOptions, total_steps: int, sizes: Sizes) -> tuple[Phase, ...]:
-    if not 0 <= options.image_weight <= 1 or not 0 <= options.align_share < 1:
-        raise UsageError("--method.image-weight and --method.align-share lie between 0 and 1")
     align_steps = round(total_steps * options.align_share)
     objective = EmbeddingAlignment(options.image_weight)
     align = Phase(name="align", objective=objective, trainable="projection", steps=align_steps)

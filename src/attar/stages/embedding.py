@@ -80,6 +80,8 @@ def check_store(
     if teacher is None:
         _complete_store(store_path, images, flat)
         return
+    if (store_path / "config.yaml").is_file():
+        raise UsageError(f"{store_path} is a run, not a store; give {store_path / 'store'}")
     refuse_foreign_folder(store_path)
     store = Store.open(store_path) if (store_path / "store.json").is_file() else None
     missing = estimate_embed(teacher.info, images, store, config, flat)

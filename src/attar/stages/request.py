@@ -1,11 +1,15 @@
 """What can be refused before anything is computed or spent."""
 
 import logging
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
+from attar.config import to_plain
 from attar.data.classes import ClassList, read_class_list
+from attar.data.samplers import make_sampler
 from attar.data.splits import Splits, make_domainbed_splits, make_splits
 from attar.data.table import ImageTable
 from attar.errors import UsageError
@@ -14,9 +18,23 @@ from attar.export.config import ExportConfig
 from attar.methods.base import Method
 from attar.methods.registry import find_method, method_options
 from attar.prompts import get_templates
-from attar.run import RunConfig, RunFolder
+from attar.run import RunConfig, RunFolder, with_method_defaults
 from attar.students.student import check_student
 from attar.teachers.registry import describe_teacher_spec
+
+
+def resolve(config: RunConfig) -> RunConfig:
+    """Fill in what the method sets where the user said nothing: its options, its training.
+
+    Raises:
+        UsageError: an unknown method or option.
+    """
+    method = find_method(config.method)
+    return replace(
+        config,
+        method_options=to_plain(method_options(method, config.method_options)),
+        training=with_method_defaults(config.training, method.training),
+    )
 
 
 def check_names(config: RunConfig) -> tuple[Method, Any, ClassList | None]:
@@ -42,7 +60,10 @@ def check_names(config: RunConfig) -> tuple[Method, Any, ClassList | None]:
         )
     for path in config.data.data:
         if not path.exists():
-            raise UsageError(f"--data {path} does not exist")
+            raise UsageError(
+                f"--data {path} does not exist; give a folder of images, or a CSV or Parquet "
+                "manifest"
+            )
     if config.baseline is not None and not (config.baseline / "student").is_dir():
         raise UsageError(f"--baseline {config.baseline} holds no trained student")
     for task in config.evaluation.tasks:
@@ -53,7 +74,10 @@ def check_names(config: RunConfig) -> tuple[Method, Any, ClassList | None]:
 
 def check_splits(splits: Splits, config: RunConfig) -> None:
     """Refuse choices that this division of the images cannot serve."""
-    if config.training.selection == "best" and not len(splits.source.val):
+    source, training = splits.source, config.training
+    few_shot = source.few_shot if len(source.few_shot) else None
+    make_sampler(training.sampler, source.train, few_shot, training.batch_size, training.seed)
+    if training.selection == "best" and not len(source.val):
         raise UsageError(
             "--training.selection best needs validation images and the splits leave none "
             f"({splits.describe()}); raise --splits.val-fraction or use --training.selection last"
@@ -119,8 +143,11 @@ def logging_to(run: RunFolder) -> Iterator[None]:
     logger.addHandler(handler)
     try:
         yield
-    except Exception:
-        logger.debug("the run failed", exc_info=True)
+    except Exception as error:
+        # To the file alone: on stderr one readable line is enough.
+        place = (logger.name, logging.ERROR, __file__, 0)
+        handler.handle(logger.makeRecord(*place, "the run failed", (), sys.exc_info()))
+        error.add_note(f"traceback: {run.path / 'train.log'}")
         raise
     finally:
         logger.removeHandler(handler)

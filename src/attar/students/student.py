@@ -76,10 +76,17 @@ class Student(nn.Module):
         feature_map = network.forward_features(normalised)
         pooled = network.forward_head(feature_map, pre_logits=True)
         return Outputs(
-            features=self.projection()(pooled),
+            features=self._project(pooled),
             trunk=pooled if trunk else None,
             regions=self._regions(feature_map) if regions else None,
         )
+
+    def _project(self, pooled: Tensor) -> Tensor:
+        """Project pooled features [B, W]; some networks' classifier is a 1 x 1 convolution."""
+        projection = self.projection()
+        if isinstance(projection, nn.Conv2d):
+            return projection(pooled[:, :, None, None]).flatten(1)
+        return projection(pooled)
 
     def _regions(self, feature_map: Tensor) -> Tensor:
         """Project each place of a convolutional map [B, W, h, w] by itself, as pooling would."""
@@ -88,7 +95,7 @@ class Student(nn.Module):
         network: Any = self.network
         batch, width, height, breadth = feature_map.shape
         places = feature_map.permute(0, 2, 3, 1).reshape(-1, width, 1, 1)
-        projected = self.projection()(network.forward_head(places, pre_logits=True))
+        projected = self._project(network.forward_head(places, pre_logits=True))
         return projected.view(batch, height * breadth, -1)
 
     def projection(self) -> nn.Module:
@@ -107,14 +114,15 @@ class Student(nn.Module):
 
     def set_projection(self, weight: Tensor, bias: Tensor) -> None:
         """Put a fitted projection (weight [D, W], bias [D]) in place of the classifier's values."""
-        linear = self.projection()
-        if not isinstance(linear, nn.Linear) or linear.weight.shape != weight.shape:
+        linear: Any = self.projection()
+        fits = isinstance(linear, nn.Linear | nn.Conv2d) and linear.weight.numel() == weight.numel()
+        if not fits:
             raise UsageError(
                 f"{self.spec.name}'s classifier is not one linear layer of shape "
                 f"{tuple(weight.shape)}; use --student.projection random"
             )
         with torch.no_grad():
-            linear.weight.copy_(weight)
+            linear.weight.copy_(weight.view_as(linear.weight))
             linear.bias.copy_(bias)
 
     def train(self, mode: bool = True) -> Self:

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from attar.errors import AttarError, UsageError
+from attar.hub import cache_alone_without_hub
 
 log = logging.getLogger(__name__)
 
@@ -90,7 +91,8 @@ def _weights_from_hub(network: nn.Module, name: str) -> dict[str, Tensor]:
     arguments: Any = getattr(network, "_model_args", {})
     size = {k: v for k, v in arguments.items() if k == "img_size"}
     try:
-        return timm.create_model(name, pretrained=True, **size).state_dict()
+        with cache_alone_without_hub():
+            return timm.create_model(name, pretrained=True, **size).state_dict()
     except Exception as error:  # hub, network and cache each raise their own kind
         raise UsageError(
             f"cannot fetch timm's weights of {name}: the hub is not reachable from here or has "

@@ -1,0 +1,89 @@
+"""One cell of a grid: a run folder while it is made, one small file of results once it is done.
+
+The results file is what the tables are made of. It carries the configuration that made it, so it
+stands for its cell on any machine: a grid goes on from results alone, without the run folders.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from attar.errors import UsageError
+from attar.files import read_json, write_json
+from attar.records import Record
+from attar.run import RunConfig, to_options
+
+_PLACES = ("data", "store", "classes", "baseline")
+"""Options that say where something is and not what it is."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One run of the grid."""
+
+    method: str
+    held_out_domain: str
+    seed: int
+    lr: float
+
+    @property
+    def name(self) -> str:
+        """The cell's place below the grid's folder."""
+        return f"{self.method}/{self.held_out_domain}/seed{self.seed}-lr{self.lr:g}"
+
+    def facts(self) -> dict[str, Any]:
+        """Return what the tables sort the cell's records by."""
+        return asdict(self)
+
+
+def what_was_run(config: RunConfig) -> dict[str, Any]:
+    """Return the options that decide a cell's result, wherever its files are."""
+    return {name: value for name, value in to_options(config).items() if name not in _PLACES}
+
+
+def save_cell(
+    path: Path, config: Mapping[str, Any], records: Iterable[Record], facts: Mapping[str, Any]
+) -> None:
+    """Write a finished cell: its configuration and its records, with `facts` in their `extra`."""
+    lines = [{**asdict(r), "extra": {**r.extra, **facts}, "pretrained": ""} for r in records]
+    write_json(path, {"config": dict(config), "records": lines})
+
+
+def load_cell(path: Path, config: Mapping[str, Any] | None = None) -> list[Record] | None:
+    """Read a finished cell's records; None when it is not there.
+
+    Raises:
+        UsageError: the cell was run with another configuration than `config`.
+    """
+    if not path.is_file():
+        return None
+    stored = read_json(path)
+    if config is not None and stored["config"] != dict(config):
+        changed = sorted(
+            name
+            for name in {*stored["config"], *config}
+            if stored["config"].get(name) != config.get(name)
+        )
+        raise UsageError(
+            f"{path} was run with another configuration ({', '.join(changed)}); choose another "
+            "--results, or delete the file to run the cell again"
+        )
+    return [Record(**line) for line in stored["records"]]
+
+
+def load_cells(folder: Path) -> list[Record]:
+    """Read every finished cell below a folder, in the order of their names."""
+    found: list[Record] = []
+    for path in sorted(folder.rglob("*.json")):
+        found += load_cell(path) or []
+    return found
+
+
+def score_on_source_validation(records: Sequence[Record], cell: str) -> float:
+    """Return a cell's mean per-class accuracy on its source validation images."""
+    for record in records:
+        is_student = record.role == "student" and record.domain == "all"
+        if is_student and record.split == "val" and "mean_per_class_recall" in record.metrics:
+            return record.metrics["mean_per_class_recall"]
+    raise UsageError(f"cell {cell} has no source validation result; raise --splits.val-fraction")

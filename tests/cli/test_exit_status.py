@@ -1,0 +1,131 @@
+"""0 success, 1 failure, 2 wrong use, 130 interrupted: one line on stderr, tracebacks in the log."""
+
+import os
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+from tests.cli.commands import FAST, Give, World
+from tests.cli.processes import START, command, wait_until
+
+import attar
+
+COMMANDS = (
+    "distill",
+    "embed",
+    "evaluate",
+    "export",
+    "predict",
+    "latency",
+    "report",
+    "demo",
+    "store",
+    "store info",
+    "store verify",
+    "store import",
+    "bench",
+    "bench domains",
+)
+
+
+def test_the_version_is_said(give: Give) -> None:
+    outcome = give("--version")
+    assert (outcome.status, outcome.out.strip()) == (0, attar.__version__)
+
+
+@pytest.mark.parametrize("words", COMMANDS)
+def test_every_command_shows_an_example(give: Give, words: str) -> None:
+    outcome = give(*words.split(), "--help")
+    assert outcome.status == 0
+    text = " ".join(outcome.out.split())
+    _, _, example = text.partition("For example: ")
+    assert example.startswith(f"attar {words} ") or example.startswith("attar demo"), text
+    assert outcome.err == ""
+
+
+def test_the_help_of_all_commands_lists_them(give: Give) -> None:
+    outcome = give("--help")
+    assert outcome.status == 0
+    for words in COMMANDS:
+        assert f" {words.split()[0]} " in outcome.out
+
+
+def the_line(err: str) -> str:
+    """Return the one line that says what failed; nothing like a traceback stands beside it."""
+    lines = [line for line in err.splitlines() if line.startswith("attar: ")]
+    assert len(lines) == 1, err
+    assert err.splitlines()[-1] == lines[0]
+    assert "Traceback" not in err
+    return lines[0]
+
+
+def go_on(run: Path) -> list[object]:
+    (run / "done").unlink()
+    return ["distill", f"--config={run / 'config.yaml'}", f"--out={run}"]
+
+
+def test_a_failure_is_one_line_and_its_traceback_is_in_the_log(
+    give: Give, copy_of_finished: Path
+) -> None:
+    checkpoint = copy_of_finished / "checkpoints" / "last" / "state.json"
+    checkpoint.write_text("{")
+    outcome = give(*go_on(copy_of_finished))
+    assert outcome.status == 1
+    assert str(checkpoint) in the_line(outcome.err)
+    log = (copy_of_finished / "train.log").read_text()
+    assert "Traceback" in log
+    assert "JSONDecodeError" in log
+
+
+def test_an_unforeseen_failure_says_where_its_traceback_is(
+    give: Give, copy_of_finished: Path
+) -> None:
+    # Nobody foresees a folder where a file should be.
+    (copy_of_finished / "metrics.jsonl").unlink()
+    (copy_of_finished / "metrics.jsonl").mkdir()
+    shutil.rmtree(copy_of_finished / "student")
+    outcome = give(*go_on(copy_of_finished))
+    assert outcome.status == 1
+    line = the_line(outcome.err)
+    assert "IsADirectoryError" in line
+    log = copy_of_finished / "train.log"
+    assert line.endswith(f"(traceback: {log})")
+    assert "IsADirectoryError" in log.read_text()
+
+
+def test_an_unforeseen_failure_outside_a_run_keeps_its_traceback_too(
+    give: Give, world: World, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    store = shutil.copytree(finished / "store", tmp_path / "store")
+    metadata = store / "metadata" / "metadata_0.parquet"
+    metadata.unlink()
+    metadata.mkdir()
+    outcome = give("embed", "--data", world.flat, "--teacher", world.teacher, "--out", store)
+    assert outcome.status == 1
+    assert str(metadata) in the_line(outcome.err)
+
+
+def test_a_damaged_bundle_is_a_failure(give: Give, finished: Path, tmp_path: Path) -> None:
+    bundle = tmp_path / "bundle"
+    assert give("export", finished, "--out", bundle).status == 0
+    with (bundle / "model.onnx").open("ab") as file:
+        file.write(b"more")
+    outcome = give("predict", bundle, finished)
+    assert outcome.status == 1
+    assert str(bundle / "model.onnx") in the_line(outcome.err)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_ctrl_c_is_one_line(world: World, tmp_path: Path, workers: int) -> None:
+    words = ["distill", "--data", world.flat, "--teacher", world.teacher, "--method=feature-mse"]
+    words += ["--out", tmp_path / "run", *FAST[1:], f"--training.workers={workers}"]
+    words += ["--training.steps=100000", "--training.log-every=1", "--training.batch-size=4"]
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    with command(*words, folder=tmp_path) as process:
+        wait_until(lambda: metrics.is_file() and metrics.stat().st_size > 1000, process)
+        os.killpg(process.pid, signal.SIGINT)  # a terminal tells the whole group
+        assert process.wait(START) == 130
+    err = (tmp_path / "err").read_text()
+    assert the_line(err) == "attar: interrupted; run the same command again to go on"
