@@ -52,24 +52,52 @@ def coerce_options(kind: type[T], values: Mapping[str, Any], prefix: str) -> T:
 
 
 def _coerce(value: Any, hint: Any, option: str) -> Any:
-    parsed = yaml.safe_load(value) if isinstance(value, str) and hint is not str else value
-    for alternative in _alternatives(hint):
-        if typing.get_origin(alternative) is Literal:
-            if value in typing.get_args(alternative):
-                return value
-        elif alternative is float and isinstance(parsed, (int, float, str)):
-            try:  # YAML reads "1e-3" as a string
-                return float(parsed)
-            except ValueError:
-                continue
-        elif alternative is tuple or typing.get_origin(alternative) is tuple:
-            if isinstance(parsed, (list, tuple)):
-                return tuple(parsed)
-        elif alternative is int and isinstance(parsed, bool):
+    alternatives = _alternatives(hint)
+    parsed = _parse(value)
+    if parsed is None and types.NoneType in alternatives:
+        return None
+    for alternative in alternatives:
+        try:
+            return _fit(alternative, value, parsed)
+        except ValueError:
             continue
-        elif isinstance(parsed, alternative):
-            return parsed
     raise UsageError(f"{option} {value!r}: expected {_shown(hint)}")
+
+
+def _parse(value: Any) -> Any:
+    """Return what a string means as YAML, and any other value as it is."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return yaml.safe_load(value)
+    except yaml.YAMLError:
+        return value
+
+
+def _fit(kind: Any, given: Any, parsed: Any) -> Any:
+    """Return the value as one plain type; ValueError when it is none of that type."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin is Literal:
+        for choice in arguments:
+            if any(type(choice) is type(v) and choice == v for v in (given, parsed)):
+                return choice
+    elif tuple in (kind, origin):
+        if isinstance(parsed, (list, tuple)):
+            repeated = not arguments or arguments[-1] is Ellipsis
+            kinds = (arguments or (object,))[:1] * len(parsed) if repeated else arguments
+            items = zip(kinds, parsed, strict=True)
+            return tuple(_fit(item_kind, item, item) for item_kind, item in items)
+    elif kind is str:
+        if isinstance(given, str):
+            return given
+    elif kind in (int, float) and isinstance(parsed, bool):
+        pass  # which Python counts among the numbers
+    elif kind is float:
+        if isinstance(parsed, (int, float, str)):  # YAML reads "1e-3" as a string
+            return float(parsed)
+    elif isinstance(parsed, kind):
+        return parsed
+    raise ValueError
 
 
 def _alternatives(hint: Any) -> tuple[Any, ...]:

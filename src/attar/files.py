@@ -104,11 +104,11 @@ def sha256_text(text: str) -> str:
 def check_writable(folder: Path, needed_bytes: int = 0) -> None:
     """Refuse a place that cannot be written to or has too little space, before work begins."""
     existing = folder
-    while not existing.exists():
+    while not _is_there(existing):
         existing = existing.parent
     if not existing.is_dir():
         raise UsageError(f"{existing} is a file, not a folder; choose another place for {folder}")
-    if not os.access(existing, os.W_OK):
+    if not (os.access(existing, os.W_OK) and os.access(existing, os.X_OK)):
         raise UsageError(f"no permission to write in {existing}; choose another place for {folder}")
     free = shutil.disk_usage(existing).free
     if free < needed_bytes:
@@ -116,3 +116,10 @@ def check_writable(folder: Path, needed_bytes: int = 0) -> None:
             f"{folder} needs {needed_bytes / 1e6:,.0f} MB but {existing} has {free / 1e6:,.0f} MB "
             "free; free some space or choose another place"
         )
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except PermissionError:  # of the folder around it, which is then looked at next
+        return False

@@ -1,10 +1,11 @@
 """One line of results.jsonl: a measurement as numbers and names, readable without a model."""
 
 import json
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,19 +34,30 @@ class Record:
 
 
 def append_records(path: Path, records: Iterable[Record]) -> None:
-    """Append records to a results.jsonl file, creating it when absent."""
+    """Append records to a results.jsonl file, creating it when absent.
+
+    A last line that a crash cut short is ended first, so that it takes no other with it.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8") as file:
+    with path.open("ab+") as file:
+        if file.tell() and not _ends_a_line(file):
+            file.write(b"\n")
         for record in records:
-            file.write(json.dumps(asdict(record), ensure_ascii=False) + "\n")
+            file.write(json.dumps(asdict(record), ensure_ascii=False).encode() + b"\n")
+
+
+def _ends_a_line(file: BinaryIO) -> bool:
+    file.seek(-1, os.SEEK_END)
+    return file.read(1) == b"\n"
 
 
 def read_records(path: Path) -> list[Record]:
     """Read a results.jsonl file; a line cut short by a crash is skipped, later lines are kept."""
     records = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    # Not as text: a cut may go through a character, and str.splitlines() knows more line ends.
+    for line in path.read_bytes().split(b"\n"):
         try:
             records.append(Record(**json.loads(line)))
-        except (json.JSONDecodeError, TypeError):
+        except (ValueError, TypeError):
             continue
     return records

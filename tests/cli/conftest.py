@@ -64,6 +64,19 @@ def finished(world: World) -> Path:
     return out
 
 
+@pytest.fixture(scope="session")
+def bundle(world: World, finished: Path) -> Path:
+    """The bundle of the finished run, with another three classes to choose from."""
+    vocabulary = world.root / "vocabulary.txt"
+    vocabulary.write_text("house\ntree\nriver\n")
+    out = world.root / "bundle"
+    words = ["export", finished, "--out", out, "--vocabulary", vocabulary, "--parity-images=4"]
+    with pytest.raises(SystemExit) as stopped:
+        main([str(word) for word in words])
+    assert stopped.value.code == 0
+    return out
+
+
 @pytest.fixture
 def copy_of_finished(finished: Path, tmp_path: Path) -> Path:
     return shutil.copytree(finished, tmp_path / "run")

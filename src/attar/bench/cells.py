@@ -17,6 +17,9 @@ from attar.run import RunConfig, to_options
 _PLACES = ("data", "store", "classes", "baseline")
 """Options that say where something is and not what it is."""
 
+STRICT = "strict-teacher"
+"""Folder of the strict teachers' cells, in the place of a method's name."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
@@ -30,11 +33,17 @@ class Cell:
     @property
     def name(self) -> str:
         """The cell's place below the grid's folder."""
-        return f"{self.method}/{self.held_out_domain}/seed{self.seed}-lr{self.lr:g}"
+        domain = file_name(self.held_out_domain)
+        return f"{self.method}/{domain}/seed{self.seed}-lr{self.lr:g}"
 
     def facts(self) -> dict[str, Any]:
         """Return what the tables sort the cell's records by."""
         return asdict(self)
+
+
+def file_name(domain: str) -> str:
+    """Return a domain's name as one part of a path; a manifest may name domains as it likes."""
+    return domain.replace("/", "_")
 
 
 def what_was_run(config: RunConfig) -> dict[str, Any]:
@@ -73,9 +82,12 @@ def load_cell(path: Path, config: Mapping[str, Any] | None = None) -> list[Recor
 
 
 def load_cells(folder: Path) -> list[Record]:
-    """Read every finished cell below a folder, in the order of their names."""
+    """Read every finished cell below a folder, in the order of their names.
+
+    Run folders, with files of their own, may stand beside the cells' results.
+    """
     found: list[Record] = []
-    for path in sorted(folder.rglob("*.json")):
+    for path in sorted([*folder.glob("*/*/*.json"), *folder.glob(f"{STRICT}/*.json")]):
         found += load_cell(path) or []
     return found
 

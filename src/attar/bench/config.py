@@ -1,5 +1,6 @@
 """What a user may choose about a grid of runs; free of torch so that `--help` is quick."""
 
+import math
 from dataclasses import dataclass
 
 from attar.errors import UsageError
@@ -29,3 +30,22 @@ class DomainsConfig:
             values = getattr(self, name)
             if not values or len(set(values)) < len(values):
                 raise UsageError(f"--{name} must name at least one value, and none twice")
+        for lr in self.lrs:
+            if not 0 < lr < math.inf:
+                raise UsageError(f"--lrs {lr}: must be above 0")
+        if self.strict_teacher is not None:
+            self.strict_teacher_of("any")
+
+    def strict_teacher_of(self, domain: str) -> str:
+        """Return the teacher that never saw a domain.
+
+        Raises:
+            UsageError: there is another placeholder than {domain} in it.
+        """
+        try:
+            return (self.strict_teacher or "").format(domain=domain)
+        except (KeyError, IndexError, ValueError) as error:
+            raise UsageError(
+                f"--strict-teacher {self.strict_teacher}: write {{domain}} where the domain's name "
+                "goes, and no other braces"
+            ) from error

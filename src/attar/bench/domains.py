@@ -10,13 +10,15 @@ A cell whose results are there is never run again, so the grid goes on where it 
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from attar import pipeline
 from attar.bench.cells import (
+    STRICT,
     Cell,
+    file_name,
     load_cell,
     load_cells,
     save_cell,
@@ -25,6 +27,7 @@ from attar.bench.cells import (
 )
 from attar.bench.config import DomainsConfig
 from attar.bench.table import write_tables
+from attar.data.classes import ClassList
 from attar.data.table import ImageTable
 from attar.errors import UsageError, unknown_name
 from attar.evaluation.models import from_store
@@ -35,6 +38,7 @@ from attar.records import Record, read_records
 from attar.run import RunConfig
 from attar.stages.embedding import consult, introduce, prompts_of
 from attar.stages.images import read_image_table
+from attar.stages.request import check_names
 from attar.teachers.registry import describe_teacher_spec
 
 log = logging.getLogger(__name__)
@@ -48,6 +52,7 @@ class Grid:
 
     base: RunConfig
     config: DomainsConfig
+    classes: ClassList | None
     out: Path
     """Run folders and the store they share."""
     results: Path
@@ -62,16 +67,21 @@ def run_domains(
     `base` is what all cells share; method, held-out domain, seed and learning rate are set here.
 
     Raises:
-        UsageError: an unknown method, domain or strict teacher, images without domains, or results
-            that were made with another configuration.
+        UsageError: an unknown method, domain, student or teacher, images without domains, or
+            results that were made with another configuration.
     """
+    classes = None
     for method in config.methods:
-        find_method(method)
+        _, _, classes = check_names(_of_method(base, method))
     base = replace(base, store=base.store or out / "store", protocol="domainbed", references=False)
-    grid = Grid(base=base, config=config, out=out, results=results or out)
-    table = read_image_table(base.data, None, out)
+    grid = Grid(base=base, config=config, classes=classes, out=out, results=results or out)
+    table = read_image_table(base.data, classes, out)
     domains = _domains(grid, table)
-    chosen = {method: _choose_lr(grid, method, domains[0]) for method in config.methods}
+    trials = {method: _trials(grid, method, domains[0]) for method in config.methods}
+    for cells in trials.values():
+        for cell in cells:  # refuses results of another configuration before anything is run
+            _load(grid, cell)
+    chosen = {method: _choose_lr(grid, method, cells) for method, cells in trials.items()}
     _tabulate(grid)
     for domain in domains:
         _measure_strict_teacher(grid, table, domain)
@@ -93,23 +103,27 @@ def _domains(grid: Grid, table: ImageTable) -> tuple[str, ...]:
     domains = grid.config.domains or tuple(sorted(present))
     if grid.config.strict_teacher is not None:
         for name in domains:
-            describe_teacher_spec(grid.config.strict_teacher.format(domain=name))
+            describe_teacher_spec(grid.config.strict_teacher_of(name))
     return domains
 
 
-def _choose_lr(grid: Grid, method: str, first_domain: str) -> float:
+def _trials(grid: Grid, method: str, first_domain: str) -> list[Cell]:
+    """Return the cells that a method's learning rate is chosen by."""
+    domain, seed = grid.config.lr_domain or first_domain, grid.config.seeds[0]
+    return [Cell(method=method, held_out_domain=domain, seed=seed, lr=lr) for lr in grid.config.lrs]
+
+
+def _choose_lr(grid: Grid, method: str, cells: Sequence[Cell]) -> float:
     """Try every learning rate with one domain held out; keep the best on source validation."""
-    domain = grid.config.lr_domain or first_domain
     scores = {}
-    for lr in grid.config.lrs:
-        cell = Cell(method=method, held_out_domain=domain, seed=grid.config.seeds[0], lr=lr)
-        scores[lr] = score_on_source_validation(_run(grid, cell), cell.name)
-        log.info("%s, lr %g: %.4f on source validation images", method, lr, scores[lr])
+    for cell in cells:
+        scores[cell.lr] = score_on_source_validation(_run(grid, cell), cell.name)
+        log.info("%s, lr %g: %.4f on source validation images", method, cell.lr, scores[cell.lr])
     chosen = max(scores, key=lambda lr: scores[lr])
     path = grid.results / "learning-rates.json"
     noted = read_json(path) if path.is_file() else {}
     noted[method] = {
-        "held_out_domain": domain,
+        "held_out_domain": cells[0].held_out_domain,
         "source_validation": {f"{value:g}": score for value, score in scores.items()},
         "chosen": chosen,
     }
@@ -123,27 +137,39 @@ def _cells(config: DomainsConfig, domain: str, chosen: dict[str, float]) -> Iter
             yield Cell(method=method, held_out_domain=domain, seed=seed, lr=chosen[method])
 
 
-def _run(grid: Grid, cell: Cell) -> list[Record]:
-    """Return a cell's records, running it when they are not there."""
-    base = grid.base
-    asks = "teacher" in find_method(cell.method).needs
-    config = replace(
+def _of_method(base: RunConfig, method: str) -> RunConfig:
+    """Return what all of a method's cells share; one that needs no teacher waits for none."""
+    if "teacher" in find_method(method).needs:
+        return replace(base, method=method)
+    return replace(base, method=method, teacher=None, store=None)
+
+
+def _config_of(grid: Grid, cell: Cell) -> RunConfig:
+    base = _of_method(grid.base, cell.method)
+    return replace(
         base,
-        method=cell.method,
-        # A method that needs no teacher is not made to wait for one.
-        teacher=base.teacher if asks else None,
-        store=base.store if asks else None,
         splits=replace(base.splits, held_out_domain=cell.held_out_domain, seed=cell.seed),
         training=replace(base.training, lr=cell.lr, seed=cell.seed),
     )
-    path = grid.results / "cells" / f"{cell.name}.json"
-    records = load_cell(path, what_was_run(config))
+
+
+def _results_of(grid: Grid, cell: Cell) -> Path:
+    return grid.results / "cells" / f"{cell.name}.json"
+
+
+def _load(grid: Grid, cell: Cell) -> list[Record] | None:
+    return load_cell(_results_of(grid, cell), what_was_run(_config_of(grid, cell)))
+
+
+def _run(grid: Grid, cell: Cell) -> list[Record]:
+    """Return a cell's records, running it when they are not there."""
+    records = _load(grid, cell)
     if records is None:
-        run = grid.out / "cells" / cell.name
+        config, run = _config_of(grid, cell), grid.out / "cells" / cell.name
         command = f"attar bench domains ({cell.name})"
         pipeline.distill(config, run, command=command, estimated=False)
-        save_cell(path, what_was_run(config), read_records(run / "results.jsonl"), cell.facts())
-        records = load_cell(path) or []
+        records = read_records(run / "results.jsonl")
+        save_cell(_results_of(grid, cell), what_was_run(config), records, cell.facts())
         log.info("cell %s is done", cell.name)
     return records
 
@@ -152,15 +178,15 @@ def _measure_strict_teacher(grid: Grid, table: ImageTable, domain: str) -> None:
     """Measure the teacher that never saw a domain on all of that domain's images."""
     if grid.config.strict_teacher is None:
         return
-    spec = grid.config.strict_teacher.format(domain=domain)
-    path = grid.results / "cells" / "strict-teacher" / f"{domain}.json"
+    spec = grid.config.strict_teacher_of(domain)
+    path = grid.results / "cells" / STRICT / f"{file_name(domain)}.json"
     asked = {"teacher": spec, "subset": grid.base.data.subset}
     if load_cell(path, asked) is not None:
         return
     index = table.domain_names.index(domain)
     part = table.select([row for row, d in enumerate(table.domains) if d == index])
-    folder = grid.out / "strict-teacher" / domain
-    prompts = prompts_of(None, table, grid.base.data.templates)
+    folder = grid.out / STRICT / file_name(domain)
+    prompts = prompts_of(grid.classes, table, grid.base.data.templates)
     teacher, _ = introduce(spec, folder / "store", needed=True)
     knowledge = consult(teacher, part, prompts, folder / "store", grid.base.embed)
     model = replace(from_store(knowledge.store), role=STRICT_ROLE)

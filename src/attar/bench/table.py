@@ -29,32 +29,34 @@ def write_tables(records: Sequence[Record], folder: Path, facts: Mapping[str, An
 def domains_table(records: Iterable[Record], facts: Mapping[str, Any]) -> str:
     """Return the table as Markdown: top-1 accuracy in %, mean over seeds (± deviation from two).
 
-    `in-domain` is the mean accuracy on source validation images over the held-out domains present.
+    `mean` is over domains, and given when there are all of them. `in-domain` is the accuracy on
+    source validation images, averaged over the held-out domains present.
     """
     cells: dict[str, dict[str, list[float]]] = {}
-    inside: dict[str, list[float]] = {}
+    inside: dict[str, dict[str, list[float]]] = {}
     for record in records:
-        if record.domain != "all" or METRIC not in record.metrics:
-            continue
         row = _row_of(record)
-        if row is None:
+        if row is None or record.domain != "all" or METRIC not in record.metrics:
             continue
-        value = 100 * record.metrics[METRIC]
-        if record.split == "held_out":
+        part = {"held_out": cells, "val": inside}.get(record.split)
+        if part is not None:
             domain = str(record.extra["held_out_domain"])
-            cells.setdefault(row, {}).setdefault(domain, []).append(value)
-        elif record.split == "val":
-            inside.setdefault(row, []).append(value)
+            value = 100 * record.metrics[METRIC]
+            part.setdefault(row, {}).setdefault(domain, []).append(value)
     domains = sorted({domain for row in cells.values() for domain in row})
     lines = [
         "| | " + " | ".join(domains) + " | mean | in-domain |",
         "| --- |" + " ---: |" * (len(domains) + 2),
     ]
     for row in sorted(cells, key=_order):
-        texts = [_text(cells[row].get(domain, [])) for domain in domains]
-        means = [statistics.fmean(v) for v in cells[row].values()]
-        whole = f"{statistics.fmean(means):.1f}" if len(means) == len(domains) else "–"
-        lines.append(f"| {row} | " + " | ".join([*texts, whole, _text(inside.get(row, []))]) + " |")
+        # A method's values are of different seeds; any other's repeat one measurement.
+        texts = [
+            _text(cells[row].get(domain, []), spread=row not in _ROW_NAMES.values())
+            for domain in domains
+        ]
+        whole = len(cells[row]) == len(domains)
+        ends = [_text(_means(cells[row]) if whole else []), _text(_means(inside.get(row, {})))]
+        lines.append(f"| {row} | " + " | ".join([*texts, *ends]) + " |")
     noted = ", ".join(f"{name}: {value}" for name, value in facts.items())
     return "\n".join([*lines, "", f"Top-1 accuracy in % on the held-out domain ({noted})."]) + "\n"
 
@@ -70,8 +72,12 @@ def _order(row: str) -> tuple[int, str]:
     return (names.index(row), "") if row in names else (len(names), row)
 
 
-def _text(values: Sequence[float]) -> str:
+def _means(values_of: Mapping[str, Sequence[float]]) -> list[float]:
+    return [statistics.fmean(values) for values in values_of.values()]
+
+
+def _text(values: Sequence[float], *, spread: bool = False) -> str:
     if not values:
         return "–"
     mean = f"{statistics.fmean(values):.1f}"
-    return mean
+    return f"{mean} ± {statistics.stdev(values):.1f}" if spread and len(values) > 1 else mean

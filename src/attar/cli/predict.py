@@ -64,9 +64,11 @@ def latency(
     out
         Also write the JSON here (`RUN/latency.json` puts it on the run's report).
     """
-    from attar.files import write_json
+    from attar.files import check_writable, write_json
     from attar.runtime.latency import measure_latency
 
+    if out is not None:
+        check_writable(out.parent)
     measured = measure_latency(bundle, threads, runs, batch)
     if out is not None:
         write_json(out, measured)

@@ -25,7 +25,9 @@ def print_results(results: Path, roles: Iterable[str] = ()) -> None:
     rows = three_way_table(records)
     if not rows:
         return
-    table = Table(title="top-1 accuracy in % (and what else was measured)", title_justify="left")
+    scored = any("acc1" in record.metrics for record in records)
+    what = "top-1 accuracy" if scored else "agreement with the teacher"
+    table = Table(title=f"{what} in %", title_justify="left")
     for number, heading in enumerate(rows[0]):
         table.add_column(heading, justify="left" if number < 2 else "right")
     for row in rows[1:]:

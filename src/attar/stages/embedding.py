@@ -139,6 +139,15 @@ def read_class_features(store: Store, texts: Sequence[Sequence[str]]) -> Tensor:
     return mean_class_features(torch.from_numpy(features), [len(of_class) for of_class in texts])
 
 
+def holds_everything(path: Path, images: ImageTable, texts: Sequence[Sequence[str]]) -> bool:
+    """Tell whether the teacher need not be asked: a store with every image and every prompt."""
+    if not (path / "store.json").is_file():
+        return False
+    store = Store.open(path)
+    flat = [text for of_class in texts for text in of_class]
+    return bool(store.has_images(images.keys).all() and store.has_texts(flat).all())
+
+
 def _complete_store(path: Path, images: ImageTable, texts: Sequence[str]) -> Store:
     store = Store.open(path)
     missing = int((~store.has_images(images.keys)).sum())

@@ -1,0 +1,364 @@
+"""A whole grid of held-out domains, run for real, then gone on with in every way."""
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from tests.bench.small_grid import (
+    CLASSES,
+    COPY,
+    DOMAINS,
+    LRS,
+    METHODS,
+    PER_CLASS,
+    FinishedGrid,
+    base_config,
+    cell_files,
+    grid_config,
+    rows_of,
+    write_pictures,
+    write_teachers,
+)
+
+from attar import pipeline
+from attar.bench.domains import run_domains
+from attar.data.splits import make_domainbed_splits
+from attar.data.table import ImageTable
+from attar.errors import UsageError
+from attar.files import read_json, sha256_file, write_json
+from attar.records import read_records
+from attar.run import DataConfig
+from attar.students.config import StudentConfig
+from attar.training import feed
+
+TEACHER_ROW = "teacher (its head saw this domain)"
+STRICT_ROW = "strict teacher (never saw this domain)"
+
+
+@pytest.fixture(scope="module")
+def grid(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FinishedGrid]:
+    """Two methods, two learning rates, three domains, run once; training's reads are noted."""
+    root = tmp_path_factory.mktemp("grid")
+    write_pictures(root / "pictures")
+    write_teachers(root)
+    done = FinishedGrid(root=root, trained_on={})
+    current: list[str] = []
+    distill, read_image = pipeline.distill, feed.read_image
+
+    def noting_distill(config: object, out: Path, **rest: object) -> Path:
+        current[:] = [str(out.relative_to(done.out / "cells"))]
+        done.trained_on[current[0]] = set()
+        return distill(config, out, **rest)
+
+    def noting_read(path: str) -> object:
+        name = Path(path).relative_to(root / "pictures").as_posix()
+        done.trained_on[current[0]].add(name)
+        return read_image(path)
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pipeline, "distill", noting_distill)
+        patch.setattr(feed, "read_image", noting_read)
+        run_domains(base_config(root), grid_config(root), done.out)
+    yield done
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def ran(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the cells that are run from here on."""
+    names: list[str] = []
+    distill = pipeline.distill
+
+    def noting(config: object, out: Path, **rest: object) -> Path:
+        names.append("/".join(out.parts[-3:]))
+        return distill(config, out, **rest)
+
+    monkeypatch.setattr(pipeline, "distill", noting)
+    return names
+
+
+@pytest.fixture
+def results(grid: FinishedGrid, tmp_path: Path) -> Path:
+    """The results of all cells and nothing else: no run folder, no store, no table."""
+    folder = tmp_path / "results"
+    for path in [*cell_files(grid.out).values(), *grid.out.glob("cells/strict-teacher/*.json")]:
+        target = folder / path.relative_to(grid.out)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, target)
+    return folder
+
+
+def correct_of(run: Path, role: str, split: str) -> dict[str, list[bool]]:
+    """Return label -> whether each image was put into its class, from the predictions."""
+    found: dict[str, list[bool]] = {}
+    for row in pq.read_table(run / "predictions" / f"{role}-{split}.parquet").to_pylist():
+        assert row["correct"] == (row["label"] == row["prediction"])
+        found.setdefault(row["label"], []).append(row["correct"])
+    return found
+
+
+def acc1_of(run: Path, role: str, split: str) -> float:
+    return float(np.mean([one for of in correct_of(run, role, split).values() for one in of]))
+
+
+def recall_of(run: Path) -> float:
+    return float(np.mean([np.mean(of) for of in correct_of(run, "student", "val").values()]))
+
+
+def chosen_of(results: Path) -> dict[str, float]:
+    noted = read_json(results / "learning-rates.json")
+    return {method: entry["chosen"] for method, entry in noted.items()}
+
+
+def run_of(grid: FinishedGrid, method: str, domain: str) -> Path:
+    return grid.out / "cells" / method / domain / f"seed0-lr{chosen_of(grid.out)[method]:g}"
+
+
+def test_the_learning_rate_is_chosen_once_on_source_validation_images(grid: FinishedGrid) -> None:
+    noted = read_json(grid.out / "learning-rates.json")
+    assert list(noted) == sorted(METHODS)
+    for method in METHODS:
+        folder = grid.out / "cells" / method / "photo"
+        recalls = {lr: recall_of(folder / f"seed0-lr{lr:g}") for lr in LRS}
+        assert noted[method]["held_out_domain"] == "photo"
+        assert noted[method]["source_validation"] == pytest.approx(
+            {f"{lr:g}": recall for lr, recall in recalls.items()}
+        )
+        assert recalls[noted[method]["chosen"]] == max(recalls.values())
+    other = {f"{m}/{d}/seed0-lr{lr:g}" for m, lr in chosen_of(grid.out).items() for d in DOMAINS}
+    tried = {f"{method}/photo/seed0-lr{lr:g}" for method in METHODS for lr in LRS}
+    assert set(cell_files(grid.out)) == set(grid.trained_on) == other | tried
+
+
+def test_the_table_holds_what_the_predictions_say(grid: FinishedGrid) -> None:
+    rows = rows_of(grid.out / "table.md")
+    assert list(rows) == [TEACHER_ROW, STRICT_ROW, *METHODS]
+    for method in METHODS:
+        runs = [run_of(grid, method, domain) for domain in DOMAINS]
+        for role, row in (("student", method), ("teacher", TEACHER_ROW)):
+            if role == "teacher" and method == "erm":
+                continue  # nobody asked it
+            values = [100 * acc1_of(run, role, "held_out") for run in runs]
+            inside = [100 * acc1_of(run, role, "val") for run in runs]
+            wanted = [*values, np.mean(values), np.mean(inside)]
+            assert list(rows[row]) == [*DOMAINS, "mean", "in-domain"]
+            assert list(rows[row].values()) == [f"{value:.1f}" for value in wanted]
+
+
+def test_the_results_are_those_of_the_chosen_learning_rates(grid: FinishedGrid) -> None:
+    records = read_records(grid.out / "results.jsonl")
+    chosen = chosen_of(grid.out)
+    trained = [record for record in records if record.role != "strict teacher"]
+    assert {
+        (r.extra["method"], r.extra["held_out_domain"], r.extra["seed"], r.extra["lr"])
+        for r in trained
+    } == {(method, domain, 0, chosen[method]) for method in METHODS for domain in DOMAINS}
+    for method in METHODS:
+        for domain in DOMAINS:
+            of_cell = [
+                replace(record, extra={}, pretrained="")
+                for record in trained
+                if (record.extra["method"], record.extra["held_out_domain"]) == (method, domain)
+            ]
+            own = read_records(run_of(grid, method, domain) / "results.jsonl")
+            assert of_cell == [replace(record, extra={}, pretrained="") for record in own]
+
+
+def test_the_strict_teacher_is_measured_on_the_whole_held_out_domain(grid: FinishedGrid) -> None:
+    records = read_records(grid.out / "results.jsonl")
+    strict = [r for r in records if r.role == "strict teacher" and r.domain == "all"]
+    assert [r.extra["held_out_domain"] for r in strict] == list(DOMAINS)
+    for record in strict:
+        assert (record.split, record.num_images) == ("held_out", len(CLASSES) * PER_CLASS)
+        domain = record.extra["held_out_domain"]
+        # The same weights as the teacher's, under another name: the same answers.
+        same = acc1_of(run_of(grid, "feature-mse", domain), "teacher", "held_out")
+        assert record.metrics["acc1"] == pytest.approx(same)
+    stores = sorted(path.parent.parent.name for path in grid.out.glob("strict-teacher/*/store/"))
+    assert stores == [f"{domain}" for domain in ()] or len(list(grid.out.glob("strict-teacher/*")))
+
+
+def test_no_cell_trains_or_selects_on_its_held_out_domain(grid: FinishedGrid) -> None:
+    pictures = grid.root / "pictures"
+    for cell, names in grid.trained_on.items():
+        held_out = cell.split("/")[1]
+        table = ImageTable.load(grid.out / "cells" / cell / "images.parquet")
+        splits = make_domainbed_splits(table, held_out, trial_seed=0)
+        assert names, cell
+        assert names <= set(splits.source.train.names)
+        assert not {name for name in names if name.startswith(f"{held_out}/")}
+        secret = {sha256_file(path) for path in (pictures / held_out).rglob("*.png")}
+        assert not secret & {sha256_file(pictures / name) for name in names}
+        predictions = grid.out / "cells" / cell / "predictions"
+        val = set(pq.read_table(predictions / "student-val.parquet")["name"].to_pylist())
+        assert val == set(splits.source.val.names)
+        assert not {name for name in val if name.startswith(f"{held_out}/")}
+        assert not val & names
+        tested = pq.read_table(predictions / "student-held_out.parquet")["name"].to_pylist()
+        assert sorted(tested) == sorted(
+            path.relative_to(pictures).as_posix() for path in (pictures / held_out).rglob("*.png")
+        )
+
+
+def test_a_copy_of_a_held_out_image_would_have_been_trained_on(grid: FinishedGrid) -> None:
+    # Without the copy in another domain the test above would say nothing about equal bytes.
+    cells = {cell.split("/")[1]: names for cell, names in grid.trained_on.items()}
+    assert any(set(COPY) & names for names in cells.values())
+
+
+def times_of(folder: Path) -> dict[Path, int]:
+    return {p: p.stat().st_mtime_ns for p in (folder / "cells").rglob("*") if p.is_file()}
+
+
+def test_run_again_it_does_nothing(grid: FinishedGrid, ran: list[str]) -> None:
+    before, table = times_of(grid.out), (grid.out / "table.md").read_text()
+    (grid.out / "table.md").unlink()
+    assert run_domains(base_config(grid.root), grid_config(grid.root), grid.out) == grid.out
+    assert times_of(grid.out) == before
+    assert ran == []
+    assert (grid.out / "table.md").read_text() == table
+
+
+def test_only_the_missing_cell_is_run_again_and_ends_the_same(
+    grid: FinishedGrid, ran: list[str], tmp_path: Path
+) -> None:
+    out = shutil.copytree(grid.out, tmp_path / "out")
+    # A cell's files name their folder; the copy's runs are other places of the same runs.
+    name = f"feature-mse/sketch/seed0-lr{chosen_of(out)['feature-mse']:g}"
+    lost = cell_files(out)[name]
+    before = read_json(lost)
+    lost.unlink()
+    shutil.rmtree(lost.with_suffix(""))
+    times, table = times_of(out), (out / "table.md").read_text()
+    run_domains(base_config(grid.root), grid_config(grid.root), out)
+    assert ran == [name]
+    assert read_json(lost) == before
+    after = times_of(out)
+    assert {path: after[path] for path in times} == times
+    assert (out / "table.md").read_text() == table
+
+
+def test_results_stand_for_their_cells_without_the_run_folders(
+    grid: FinishedGrid, ran: list[str], results: Path, tmp_path: Path
+) -> None:
+    base, config = base_config(grid.root), grid_config(grid.root)
+    assert run_domains(base, config, tmp_path / "elsewhere", results) == results
+    assert ran == []
+    assert not (tmp_path / "elsewhere" / "cells").exists()
+    for name in ("table.md", "results.jsonl", "learning-rates.json"):
+        assert (results / name).read_text() == (grid.out / name).read_text()
+
+
+def test_held_out_images_have_no_say_in_the_learning_rate(
+    grid: FinishedGrid, ran: list[str], results: Path, tmp_path: Path
+) -> None:
+    for lr, inside, outside in ((LRS[0], 0.25, 1.0), (LRS[1], 0.5, 0.0)):
+        path = cell_files(results)[f"erm/photo/seed0-lr{lr:g}"]
+        cell = read_json(path)
+        for record in cell["records"]:
+            value = inside if record["split"] == "val" else outside
+            record["metrics"] = dict.fromkeys(record["metrics"], value)
+        write_json(path, cell)
+    only = grid_config(grid.root, methods=("erm",), domains=("photo",), strict_teacher=None)
+    run_domains(base_config(grid.root), only, tmp_path / "elsewhere", results)
+    assert ran == []
+    assert read_json(results / "learning-rates.json") == {
+        "erm": {
+            "held_out_domain": "photo",
+            "source_validation": {f"{LRS[0]:g}": 0.25, f"{LRS[1]:g}": 0.5},
+            "chosen": LRS[1],
+        }
+    }
+    assert rows_of(results / "table.md")["erm"]["photo"] == "0.0"
+
+
+def test_results_of_another_configuration_are_refused_before_anything_runs(
+    grid: FinishedGrid, ran: list[str], results: Path, tmp_path: Path
+) -> None:
+    base = base_config(grid.root)
+    other = replace(
+        base,
+        training=replace(base.training, steps=4),
+        student_config=StudentConfig(image_size=48, weights="none"),
+    )
+    # A method without results stands first: it must not be run before the others are refused.
+    config = grid_config(grid.root, methods=("vl2v-adip", *METHODS))
+    with pytest.raises(UsageError) as refused:
+        run_domains(other, config, tmp_path / "elsewhere", results)
+    message = str(refused.value)
+    assert str(cell_files(results)[f"erm/photo/seed0-lr{LRS[0]:g}"]) in message
+    assert "(student, training)" in message
+    assert "choose another --results" in message
+    assert ran == []
+
+
+def other_data(root: Path, layout: str) -> DataConfig:
+    """Return data that no domain can be left out of."""
+    folder = root / layout
+    shutil.copytree(root / "pictures" / "art", folder if layout == "classes" else folder / "art")
+    return DataConfig(data=(folder,))
+
+
+REFUSED: dict[str, tuple[dict[str, object], dict[str, object], str]] = {
+    "method": ({}, {"methods": ("erm", "feature-mes")}, "'feature-mes': did you mean 'feature-mse"),
+    "domain": ({}, {"domains": ("art", "skech")}, "domain 'skech': did you mean 'sketch'"),
+    "domain of the learning rate": ({}, {"lr_domain": "foto"}, "'foto': did you mean 'photo'"),
+    "strict teacher": ({}, {"strict_teacher": "pocket-without:{domain}s"}, "'arts'.*'art_painting"),
+    "student": ({"student": "test_resnett"}, {}, "'test_resnett'.*'test_resnet'"),
+    # `erm` alone would not notice a teacher that the next method cannot use.
+    "teacher": ({"teacher": "poket"}, {}, "'poket'.*'pocket'"),
+    "no teacher": ({"teacher": None}, {}, "feature-mse needs a teacher: give --teacher"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_unknown_names_are_refused_before_anything_runs(
+    grid: FinishedGrid, ran: list[str], tmp_path: Path, case: str
+) -> None:
+    of_base, of_grid, message = REFUSED[case]
+    base = replace(base_config(grid.root), **of_base)
+    with pytest.raises(UsageError, match=message):
+        run_domains(base, grid_config(grid.root, **of_grid), tmp_path / "out")
+    assert ran == []
+    assert not (tmp_path / "out" / "cells").exists()
+
+
+@pytest.mark.parametrize("domains", ["none", "one"])
+def test_one_domain_cannot_be_left_out(
+    grid: FinishedGrid, ran: list[str], tmp_path: Path, domains: str
+) -> None:
+    folder = tmp_path / "pictures"
+    art = grid.root / "pictures" / "art"
+    shutil.copytree(art, folder if domains == "none" else folder / "art")
+    base = replace(base_config(grid.root), data=DataConfig(data=(folder,)))
+    with pytest.raises(UsageError, match="needs two or more domains"):
+        run_domains(base, grid_config(grid.root), tmp_path / "out")
+    assert ran == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"methods": ()}, "--methods must name at least one"),
+        ({"methods": ("erm", "erm")}, "--methods .* none twice"),
+        ({"seeds": (1, 1)}, "--seeds .* none twice"),
+        ({"lrs": ()}, "--lrs must name at least one"),
+        ({"lrs": (1e-3, -1e-3)}, "--lrs -0.001: must be above 0"),
+        ({"lrs": (float("nan"),)}, "--lrs nan: must be above 0"),
+        ({"strict_teacher": "pocket-without:{name}"}, r"without:\{name\}: write \{domain\}"),
+        ({"strict_teacher": "pocket-without:{"}, r"write \{domain\}"),
+    ],
+)
+def test_a_grid_that_means_nothing_is_refused(
+    tmp_path: Path, changes: dict[str, object], message: str
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        grid_config(tmp_path, **changes)
