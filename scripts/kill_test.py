@@ -230,7 +230,7 @@ def main() -> None:
         for number in range(asked.images):
             save_image(folder / "images" / f"{number:04}.png", number)
         (folder / "classes.txt").write_text("cat\ndog\nhorse\n")
-        make_openclip_folder(folder / "teacher", embed_dim=64, image_size=96)
+        make_openclip_folder(folder / "teacher", embed_dim=64, image_size=192)
         teacher = f"local-dir:{folder / 'teacher'}"
         known = killable.pictures(teacher, folder / "images")
         summary = {}

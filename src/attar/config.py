@@ -95,7 +95,7 @@ def _fit(kind: Any, given: Any, parsed: Any) -> Any:
     elif kind is float:
         if isinstance(parsed, (int, float, str)):  # YAML reads "1e-3" as a string
             return float(parsed)
-    elif isinstance(parsed, kind):
+    elif isinstance(parsed, origin or kind):
         return parsed
     raise ValueError
 

@@ -100,4 +100,5 @@ def _command(config: DemoConfig, data: Path, out: Path, method: str) -> str:
         f"--splits.val-fraction 0.1 --splits.test-fraction 0.0 --splits.seed {config.seed} "
         f"--student.image-size {config.image_size} --training.steps {config.steps} "
         f"--training.batch-size 32 --training.seed {config.seed} --out {out / method}"
+        + (f" --baseline {out / 'erm'}" if method != "erm" else "")
     )

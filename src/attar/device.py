@@ -5,11 +5,13 @@ import os
 import platform
 import random
 from contextlib import AbstractContextManager, nullcontext
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
+from accelerate import PartialState
 from torch import nn
 
 from attar.errors import UsageError, unknown_name
@@ -133,6 +135,35 @@ def keep_freed_memory() -> bool:
     libc = ctypes.CDLL(None)
     trim_threshold, mmap_max = -1, -4  # M_TRIM_THRESHOLD and M_MMAP_MAX of malloc.h
     return bool(libc.mallopt(mmap_max, 0)) and bool(libc.mallopt(trim_threshold, 2**31 - 1))
+
+
+class Processes:
+    """The processes that run one command together; one alone where nothing launched more.
+
+    `torchrun` and `accelerate launch` start the same command several times. What writes files is
+    then done by the main process, and the others find it done.
+    """
+
+    def __init__(self) -> None:
+        # Waiting for the main process to embed a large folder may take days.
+        patience = (
+            {"timeout": timedelta(days=7)} if int(os.environ.get("WORLD_SIZE", "1")) > 1 else {}
+        )
+        self._state = PartialState(cpu=pick_device().type == "cpu", **patience)
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is the process that writes."""
+        return bool(self._state.is_main_process)
+
+    def main_first(self) -> AbstractContextManager[Any]:
+        """Hold the others back until the main process has left the block."""
+        context: AbstractContextManager[Any] = self._state.main_process_first()
+        return context
+
+    def wait(self) -> None:
+        """Wait until every process is here."""
+        self._state.wait_for_everyone()
 
 
 def prepare_process() -> None:

@@ -7,16 +7,18 @@ Only this module and `attar.stages` know more than one of them.
 """
 
 import logging
+from contextlib import nullcontext
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from attar.device import prepare_process
+from attar.device import Processes, prepare_process
 from attar.errors import UsageError
 from attar.export.config import ExportConfig
 from attar.files import check_writable, write_json, write_text
 from attar.run import DataConfig, RunConfig, RunFolder
 from attar.stages import bundling, embedding, images, learning, measuring, planning, request
 from attar.stages.embedding import Knowledge
+from attar.stages.job import Job
 from attar.stages.measuring import EvaluationRequest
 from attar.store.config import EmbedConfig
 
@@ -55,27 +57,34 @@ def _run(
     config: RunConfig, run: RunFolder, command: str, estimated: bool, bundle: ExportConfig | None
 ) -> None:
     prepare_process()
-    job = _prepare(config, run, run.path, bundle)
-    cost = planning.estimate(job, config.store or run.store) if estimated else None
-    if cost is not None:
-        check_writable(run.path, cost.disk_bytes)
-    run.open(config, command)
-    with request.logging_to(run):
-        job.images.save(run.images)
-        write_json(run.classes, {"names": job.images.class_names, "texts": job.texts})
-        if cost is not None:
-            log.info("estimate: %s", cost)
-
-        knowledge = _consult(job, config.store or run.store)
-        measuring.build_references(job.student, job.source, knowledge, config, run)
-        learning.learn(job.student, job.recipe, job.source, knowledge, config, run)
-        measuring.measure(job.splits, knowledge, config, run)
-        write_text(run.done, "")
+    processes, store = Processes(), config.store or run.store
+    cost = None
+    with run.lock() if processes.is_main else nullcontext():
+        with processes.main_first():
+            job = _prepare(config, run, run.path, bundle)
+            if processes.is_main:
+                cost = planning.estimate(job, store) if estimated else None
+                check_writable(run.path, cost.disk_bytes if cost else 0)
+                run.open(config, command)
+                images.save_with_splits(job.images, job.splits, run.images)
+                write_json(run.classes, {"names": job.images.class_names, "texts": job.texts})
+        with request.logging_to(run):
+            if processes.is_main:
+                log.info("data: %s; %s", job.images.layout, job.splits.describe())
+                log.info("estimate: %s", cost or "not made")
+            with processes.main_first():
+                knowledge = _consult(job, store)
+                measuring.build_references(job.student, job.source, knowledge, config, run)
+            learning.learn(job, knowledge, run)
+            if processes.is_main:
+                measuring.measure(job.splits, knowledge, config, run)
+                write_text(run.done, "")
+            processes.wait()
 
 
 def _prepare(
     config: RunConfig, run: RunFolder, notes: Path, bundle: ExportConfig | None = None
-) -> planning.Job:
+) -> Job:
     """Read, divide and load everything, and refuse what cannot work; compute and ask nothing.
 
     What was found about the image files goes to the folder `notes`.
@@ -93,7 +102,7 @@ def _prepare(
     teacher, info = embedding.introduce(config.teacher, store, needed=needed)
     if info is not None:
         embedding.check_store(teacher, table, texts, store, config.embed)
-    return planning.Job(
+    return Job(
         config=config,
         recipe=(method, options),
         images=table,
@@ -104,7 +113,7 @@ def _prepare(
     )
 
 
-def _consult(job: planning.Job, store: Path) -> Knowledge | None:
+def _consult(job: Job, store: Path) -> Knowledge | None:
     """Ask the teacher; a method that needs none goes on alone when none was given."""
     if job.teacher is None and "teacher" not in job.recipe[0].needs and job.config.store is None:
         return None
@@ -113,6 +122,7 @@ def _consult(job: planning.Job, store: Path) -> Knowledge | None:
 
 def embed(data: DataConfig, teacher: str, out: Path, config: EmbedConfig | None = None) -> Path:
     """Ask the teacher about every image and class of `data`, once ever; return the store."""
+    prepare_process()
     return embedding.embed(data, teacher, out, config or EmbedConfig())
 
 
@@ -121,12 +131,14 @@ def estimate(config: RunConfig, out: Path, bundle: ExportConfig | None = None) -
     config, run = request.resolve(config), RunFolder(out)
     run.is_done(config)  # refuses a folder that the run could not use
     with TemporaryDirectory(prefix="attar-") as notes:
+        prepare_process()
         job = _prepare(config, run, Path(notes), bundle)
         return planning.estimate(job, config.store or run.store)
 
 
 def evaluate(asked: EvaluationRequest) -> Path:
     """Measure a student beside its teacher and baselines on any images; return results.jsonl."""
+    prepare_process()
     return measuring.evaluate(asked)
 
 

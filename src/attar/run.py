@@ -1,12 +1,14 @@
 """A run: its resolved configuration and its folder, which is the truth about what was done."""
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, fields
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
+from filelock import FileLock, Timeout
 
 from attar.config import coerce_options, dump_yaml, to_plain
 from attar.data.splits import SplitConfig
@@ -99,7 +101,14 @@ def with_method_defaults(training: TrainingConfig, defaults: Mapping[str, Any]) 
     return coerce_options(TrainingConfig, {**values, **changes}, "--training.")
 
 
-_BEFORE_THE_START = {"files.parquet", "set_aside.json", "command.txt", "environment.json", "store"}
+_BEFORE_THE_START = {
+    ".lock",
+    "files.parquet",
+    "set_aside.json",
+    "command.txt",
+    "environment.json",
+    "store",
+}
 """What a request that was refused, or killed before it began, may leave in its folder."""
 
 
@@ -169,6 +178,20 @@ class RunFolder:
         """Return one option of a run made before, e.g. "method"; None when it was not set."""
         value = self.options().get(name)
         return value.get("name") if isinstance(value, dict) and "name" in value else value
+
+    def lock(self) -> AbstractContextManager[Any]:
+        """Hold the folder for this process; released when the process ends, however it ends.
+
+        Raises:
+            UsageError: another process is working on this run.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            return FileLock(self.path / ".lock", blocking=False).acquire()
+        except Timeout as error:
+            raise UsageError(
+                f"{self.path} is being worked on by another process; wait for it or stop it"
+            ) from error
 
     def is_done(self, config: RunConfig) -> bool:
         """Say whether this very run is complete; refuse a folder that cannot be used for it.

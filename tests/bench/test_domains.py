@@ -1,8 +1,7 @@
 """A whole grid of held-out domains, run for real, then gone on with in every way."""
 
-import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -182,8 +181,6 @@ def test_the_strict_teacher_is_measured_on_the_whole_held_out_domain(grid: Finis
         # The same weights as the teacher's, under another name: the same answers.
         same = acc1_of(run_of(grid, "feature-mse", domain), "teacher", "held_out")
         assert record.metrics["acc1"] == pytest.approx(same)
-    stores = sorted(path.parent.parent.name for path in grid.out.glob("strict-teacher/*/store/"))
-    assert stores == [f"{domain}" for domain in ()] or len(list(grid.out.glob("strict-teacher/*")))
 
 
 def test_no_cell_trains_or_selects_on_its_held_out_domain(grid: FinishedGrid) -> None:
@@ -192,8 +189,7 @@ def test_no_cell_trains_or_selects_on_its_held_out_domain(grid: FinishedGrid) ->
         held_out = cell.split("/")[1]
         table = ImageTable.load(grid.out / "cells" / cell / "images.parquet")
         splits = make_domainbed_splits(table, held_out, trial_seed=0)
-        assert names, cell
-        assert names <= set(splits.source.train.names)
+        assert names == set(splits.source.train.names), cell
         assert not {name for name in names if name.startswith(f"{held_out}/")}
         secret = {sha256_file(path) for path in (pictures / held_out).rglob("*.png")}
         assert not secret & {sha256_file(pictures / name) for name in names}
@@ -208,10 +204,13 @@ def test_no_cell_trains_or_selects_on_its_held_out_domain(grid: FinishedGrid) ->
         )
 
 
-def test_a_copy_of_a_held_out_image_would_have_been_trained_on(grid: FinishedGrid) -> None:
-    # Without the copy in another domain the test above would say nothing about equal bytes.
-    cells = {cell.split("/")[1]: names for cell, names in grid.trained_on.items()}
-    assert any(set(COPY) & names for names in cells.values())
+def test_a_copy_of_a_held_out_image_is_left_out_of_training(grid: FinishedGrid) -> None:
+    in_art, in_sketch = COPY
+    for cell, names in grid.trained_on.items():
+        held_out = cell.split("/")[1]
+        # Both are among the images that are trained on when their twin is not held out.
+        assert (in_art in names) == (held_out == "photo"), cell
+        assert (in_sketch in names) == (held_out == "photo"), cell
 
 
 def times_of(folder: Path) -> dict[Path, int]:
@@ -231,7 +230,6 @@ def test_only_the_missing_cell_is_run_again_and_ends_the_same(
     grid: FinishedGrid, ran: list[str], tmp_path: Path
 ) -> None:
     out = shutil.copytree(grid.out, tmp_path / "out")
-    # A cell's files name their folder; the copy's runs are other places of the same runs.
     name = f"feature-mse/sketch/seed0-lr{chosen_of(out)['feature-mse']:g}"
     lost = cell_files(out)[name]
     before = read_json(lost)
@@ -300,18 +298,15 @@ def test_results_of_another_configuration_are_refused_before_anything_runs(
     assert ran == []
 
 
-def other_data(root: Path, layout: str) -> DataConfig:
-    """Return data that no domain can be left out of."""
-    folder = root / layout
-    shutil.copytree(root / "pictures" / "art", folder if layout == "classes" else folder / "art")
-    return DataConfig(data=(folder,))
-
-
 REFUSED: dict[str, tuple[dict[str, object], dict[str, object], str]] = {
     "method": ({}, {"methods": ("erm", "feature-mes")}, "'feature-mes': did you mean 'feature-mse"),
     "domain": ({}, {"domains": ("art", "skech")}, "domain 'skech': did you mean 'sketch'"),
     "domain of the learning rate": ({}, {"lr_domain": "foto"}, "'foto': did you mean 'photo'"),
-    "strict teacher": ({}, {"strict_teacher": "pocket-without:{domain}s"}, "'arts'.*'art_painting"),
+    "strict teacher": (
+        {},
+        {"strict_teacher": "pocket-without:{domain}s"},
+        "domain of a strict head 'arts'",
+    ),
     "student": ({"student": "test_resnett"}, {}, "'test_resnett'.*'test_resnet'"),
     # `erm` alone would not notice a teacher that the next method cannot use.
     "teacher": ({"teacher": "poket"}, {}, "'poket'.*'pocket'"),

@@ -50,6 +50,11 @@ class World:
         return self.root / "flat"
 
     @property
+    def photos(self) -> Path:
+        """The same 24 images, with five files among them that cannot be read."""
+        return self.root / "photos"
+
+    @property
     def domains(self) -> Path:
         """domain/class/image: art, photo and sketch; cat and dog; 36 images."""
         return self.root / "domains"

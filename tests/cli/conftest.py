@@ -39,6 +39,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     make_openclip_folder(root / "other-teacher", embed_dim=48, **shape)
     for number in range(24):
         save_image(root / "flat" / f"{number:02}.png", number)
+    shutil.copytree(root / "flat", root / "photos")
+    add_broken_files(root / "photos")
     names = [(d, c) for d in ("art", "photo", "sketch") for c in ("cat", "dog")]
     for place, (domain, label) in enumerate(names):
         for number in range(6):
@@ -51,13 +53,25 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     return World(root)
 
 
+def add_broken_files(folder: Path) -> None:
+    whole = (folder / "00.png").read_bytes()
+    (folder / "empty.jpg").write_bytes(b"")
+    (folder / "text.png").write_text("this is no picture")
+    (folder / "half.PNG").write_bytes(whole[: len(whole) // 2])
+    (folder / "head.webp").write_bytes(b"RIFF\x00\x00\x00\x00WEBP")
+    (folder / "gone.jpeg").symlink_to(folder / "nowhere.jpeg")
+
+
 @pytest.fixture(scope="session")
 def finished(world: World) -> Path:
-    """A finished run of `feature-mse` on the flat images."""
+    """A finished run of `feature-mse`, made and exported by one command."""
     out = world.root / "finished"
-    words = ["--data", world.flat, "--classes", world.classes, "--teacher", world.teacher]
+    vocabulary = world.root / "vocabulary.txt"
+    vocabulary.write_text("house\ntree\nriver\n")
+    words = ["--data", world.photos, "--classes", world.classes, "--teacher", world.teacher]
     words += ["--method", "feature-mse", "--out", out, "--training.steps=4"]
     words += ["--training.batch-size=8", *FAST]
+    words += ["--export", "--export.vocabulary", vocabulary, "--export.parity-images=4"]
     with pytest.raises(SystemExit) as stopped:
         main(["distill", *map(str, words)])
     assert stopped.value.code == 0
@@ -65,16 +79,8 @@ def finished(world: World) -> Path:
 
 
 @pytest.fixture(scope="session")
-def bundle(world: World, finished: Path) -> Path:
-    """The bundle of the finished run, with another three classes to choose from."""
-    vocabulary = world.root / "vocabulary.txt"
-    vocabulary.write_text("house\ntree\nriver\n")
-    out = world.root / "bundle"
-    words = ["export", finished, "--out", out, "--vocabulary", vocabulary, "--parity-images=4"]
-    with pytest.raises(SystemExit) as stopped:
-        main([str(word) for word in words])
-    assert stopped.value.code == 0
-    return out
+def bundle(finished: Path) -> Path:
+    return finished / "bundle"
 
 
 @pytest.fixture

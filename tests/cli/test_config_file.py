@@ -133,5 +133,5 @@ def test_a_run_is_repeated_from_its_configuration(
     weights = "student/model.safetensors"
     assert (finished / weights).read_bytes() == (tmp_path / "again" / weights).read_bytes()
     written = yaml.safe_load(first)
-    assert written["data"] == [str(world.flat)]
+    assert written["data"] == [str(world.photos)]
     assert written["student"]["name"] == "mobilenetv3_small_050"

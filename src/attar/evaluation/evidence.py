@@ -13,6 +13,7 @@ from attar.errors import UsageError
 from attar.evaluation.metrics import Floats, as_array, unit
 from attar.evaluation.models import EvaluatedModel, Features
 from attar.records import Record
+from attar.store.layout import IMPORTED
 
 ALL_DOMAINS = "all"
 
@@ -31,6 +32,8 @@ class EvaluationData:
     class_names: tuple[str, ...]
     class_features: Features | None
     """[C, D] in the teacher's space, or None: nothing is classified then, only compared."""
+    teacher_identity: str = ""
+    """The teacher that made the class features (`TeacherInfo.identity`); empty: unknown."""
 
     @property
     def labels(self) -> NDArray[np.int64]:
@@ -63,6 +66,7 @@ def evaluation_data(
     class_features: NDArray[Any] | Tensor | None,
     dataset: str,
     class_names: Sequence[str] | None = None,
+    teacher_identity: str = "",
 ) -> EvaluationData:
     """Check that images, labels and classes belong together.
 
@@ -86,15 +90,31 @@ def evaluation_data(
             f"{len(features)} class features do not fit the {len(names)} classes of {dataset}"
         )
     return EvaluationData(
-        table=table, dataset=dataset, split=split, class_names=names, class_features=features
+        table=table,
+        dataset=dataset,
+        split=split,
+        class_names=names,
+        class_features=features,
+        teacher_identity=teacher_identity,
     )
+
+
+def is_same_teacher(one: str, other: str) -> bool:
+    """Say whether two `TeacherInfo.identity` may mean one teacher.
+
+    An empty one is unknown, and that of imported embeddings names their files, not the teacher:
+    both go with any.
+    """
+    unknown = any(not i or i.startswith(IMPORTED) for i in (one, other))
+    return unknown or one == other
 
 
 def class_logits(model: EvaluatedModel, features: Features, data: EvaluationData) -> Floats:
     """Return logits [N, C]: logit_scale · cos(features, class_features), or a classifier's own.
 
     Raises:
-        NotMeasurable: no class features, or a plain classifier of other classes.
+        NotMeasurable: no class features, those of another teacher than the model's, or a plain
+            classifier of other classes.
     """
     if model.head == "classes":
         position = {name: index for index, name in enumerate(model.class_names)}
@@ -111,7 +131,20 @@ def class_logits(model: EvaluatedModel, features: Features, data: EvaluationData
             f"{model.role} ({model.name}) classifies nothing: there are no class features; "
             "give --classes FILE"
         )
+    if not _is_comparable(model, data):
+        raise NotMeasurable(
+            f"{model.role} ({model.name}) classifies nothing: it lives in the space of teacher "
+            f"{model.teacher_identity[:12]}, the class features are of teacher "
+            f"{data.teacher_identity[:12]}; compare it with its own --teacher"
+        )
     return np.asarray(model.logit_scale * unit(features) @ unit(own).T)
+
+
+def _is_comparable(model: EvaluatedModel, data: EvaluationData) -> bool:
+    """Say whether the class features that the model is compared with are of its own teacher."""
+    if model.class_features is not None or data.class_features is None:
+        return True
+    return is_same_teacher(model.teacher_identity, data.teacher_identity)
 
 
 def check_dimensions(models: Sequence[EvaluatedModel], data: EvaluationData) -> None:
@@ -126,7 +159,7 @@ def check_dimensions(models: Sequence[EvaluatedModel], data: EvaluationData) -> 
             raise UsageError(f"two models have the role {role!r}; name each row differently")
     for model in models:
         own = data.class_features if model.class_features is None else model.class_features
-        if model.head == "classes" or own is None:
+        if model.head == "classes" or own is None or not _is_comparable(model, data):
             continue
         if own.shape != (len(data.class_names), model.dim):
             raise UsageError(

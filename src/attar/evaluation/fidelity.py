@@ -1,7 +1,7 @@
 """Fidelity: how closely a model follows its teacher. Needs no labels."""
 
 from attar.evaluation import metrics
-from attar.evaluation.evidence import EvaluationData, Evidence, make_record
+from attar.evaluation.evidence import EvaluationData, Evidence, is_same_teacher, make_record
 from attar.records import Record
 
 TASK = "fidelity"
@@ -23,6 +23,7 @@ def fidelity(evidence: Evidence, teacher: Evidence | None, data: EvaluationData)
     shares_space = (
         evidence.model.head == teacher.model.head == "embedding"
         and evidence.model.in_teacher_space
+        and is_same_teacher(evidence.model.teacher_identity, teacher.model.teacher_identity)
         and evidence.features.shape == teacher.features.shape
     )
     records = []

@@ -57,6 +57,9 @@ class EvaluatedModel:
     """[C, D] of the model's own, where the evaluation's common ones do not fit it."""
     in_teacher_space: bool = True
     """Whether a cosine with the teacher's features means anything."""
+    teacher_identity: str = ""
+    """The teacher in whose joint space the features lie (`TeacherInfo.identity`); empty where that
+    is unknown or, as for a plain classifier, where there is none."""
     identity: str
     """Changes whenever the features would: what a stored feature file is matched by."""
     prepare: Callable[[Image.Image], Any] | None = None
@@ -88,6 +91,7 @@ def from_teacher(
         logit_scale=info.logit_scale,
         class_features=None if class_features is None else _float32(class_features),
         in_teacher_space=role == TEACHER,
+        teacher_identity=info.identity,
         identity=info.identity,
         prepare=teacher.prepare,
         encode=teacher.encode_images,
@@ -107,6 +111,7 @@ def from_store(store: Store) -> EvaluatedModel:
         pretrained=info.identity[:12],
         dim=info.dim,
         logit_scale=info.logit_scale,
+        teacher_identity=info.identity,
         identity=info.identity,
         lookup=lookup,
     )
@@ -144,6 +149,7 @@ def from_student(
         dim=spec.dim,
         logit_scale=own_scale if logit_scale is None else logit_scale,
         class_names=spec.class_names,
+        teacher_identity=spec.teacher_identity,
         identity=_student_identity(student),
         prepare=student_transform(student),
         encode=lambda pixels: student_outputs(student, pixels),
@@ -182,6 +188,7 @@ def from_constant(
         pretrained="none",
         dim=len(row),
         logit_scale=teacher.logit_scale,
+        teacher_identity=teacher.identity,
         identity=hashlib.sha256(row.tobytes()).hexdigest(),
         lookup=lookup,
     )
@@ -213,6 +220,7 @@ def from_bundle(path: Path, *, role: str = "bundle") -> EvaluatedModel:
         dim=bundle.dim,
         logit_scale=bundle.logit_scale,
         class_names=bundle.labels.texts if bundle.head == "classes" else (),
+        teacher_identity=str(bundle.manifest.get("teacher_identity") or ""),
         identity=f"{sha256_file(path / MODEL)}/{sha256_file(path / PREPROCESS)}",
         prepare=bundle.preprocess,
         encode=encode,
@@ -269,7 +277,8 @@ def evaluating(student: Student) -> Iterator[None]:
 
 def _student_identity(student: Student) -> str:
     # What the features do not depend on stays out: a newly fitted scale leaves them valid.
-    spec = {k: v for k, v in asdict(student.spec).items() if k not in ("logit_scale", "weights")}
+    aside = ("logit_scale", "weights", "teacher", "teacher_identity")
+    spec = {k: v for k, v in asdict(student.spec).items() if k not in aside}
     digest = hashlib.sha256(json.dumps(spec, sort_keys=True).encode())
     for name, tensor in sorted(student.network.state_dict().items()):
         digest.update(name.encode())

@@ -48,6 +48,7 @@ def evaluate_models(
     config: EvaluationConfig = EvaluationConfig(),  # noqa: B008 - frozen
     *,
     class_names: Sequence[str] | None = None,
+    teacher_identity: str = "",
 ) -> list[Record]:
     """Measure every model on the same images; return and store the records.
 
@@ -64,12 +65,14 @@ def evaluate_models(
         dataset: the name that the records carry.
         config: see `EvaluationConfig`.
         class_names: the C classes, where an unlabelled table does not hold them.
+        teacher_identity: the teacher that made `class_features`; students of another teacher are
+            then not classified with them. Empty: unknown, all are.
 
     Raises:
         UsageError: what is asked does not fit together, or nothing can be measured at all.
     """
     tasks = [find_task(name) for name in config.tasks]
-    data = evaluation_data(table, split, class_features, dataset, class_names)
+    data = evaluation_data(table, split, class_features, dataset, class_names, teacher_identity)
     check_dimensions(models, data)
     teacher: Evidence | None = None
     results: dict[str, list[Record]] = {}

@@ -186,6 +186,7 @@ def _origin(
     return {
         "student": student.spec.name,
         "teacher": extras.teacher,
+        "teacher_identity": student.spec.teacher_identity,
         "licence": extras.licence,
         "method": extras.method,
         "head": student.spec.head,

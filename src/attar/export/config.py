@@ -17,7 +17,7 @@ class ExportConfig:
     changed on the device without the teacher."""
     threshold: float | None = None
     """Confidence (0 to 1) below which the bundle answers "none of these"; default: the one found
-    on validation images."""
+    on validation images, or 0 (answer always) with other classes than the run's."""
     parity_images: int = 16
     """How many real images the exported model must agree with the student on."""
     tolerance: float = 1e-4

@@ -6,13 +6,17 @@ from torch import Tensor
 
 from attar.errors import AttarError
 from attar.losses import feature_mse
-from attar.methods.base import Method, Objective, Phase, Sizes
+from attar.methods.base import Method, Objective, Phase, Sizes, Views
 from attar.types import Batch, Loss, Outputs
 
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureMSEOptions:
-    """`feature-mse` has no options."""
+    """Options of `feature-mse`."""
+
+    views: Views = "clean"
+    """`clean`: the teacher saw the clean image; `same`: recorded views (`--embed.views K`), student
+    and teacher see the same; `online`: the teacher is asked about every augmented image."""
 
 
 class FeatureMSE(Objective):
@@ -33,7 +37,14 @@ class FeatureMSE(Objective):
 
 
 def _phases(options: FeatureMSEOptions, total_steps: int, sizes: Sizes) -> tuple[Phase, ...]:
-    return (Phase(name="distill", objective=FeatureMSE(), trainable="all", steps=total_steps),)
+    phase = Phase(
+        name="distill",
+        objective=FeatureMSE(),
+        trainable="all",
+        steps=total_steps,
+        views=options.views,
+    )
+    return (phase,)
 
 
 METHOD = Method(

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from attar.errors import AttarError, UsageError
 from attar.losses import embedding_alignment
-from attar.methods.base import Method, Objective, Phase, Sizes
+from attar.methods.base import Method, Objective, Phase, Sizes, Views
 from attar.types import Batch, Loss, Outputs
 
 
@@ -28,6 +28,9 @@ class VL2VOptions:
     """Weight of the teacher's image feature; the text feature has 1 minus it."""
     align_share: float = 0.25
     """Share of the steps spent on aligning the projection before the backbone is trained."""
+    views: Views = "clean"
+    """`clean`: the teacher saw the clean image; `same`: recorded views (`--embed.views K`), student
+    and teacher see the same; `online`: the teacher is asked about every augmented image."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.image_weight <= 1:
@@ -74,12 +77,19 @@ class EmbeddingAlignment(Objective):
 def _phases(options: VL2VOptions, total_steps: int, sizes: Sizes) -> tuple[Phase, ...]:
     align_steps = round(total_steps * options.align_share)
     objective = EmbeddingAlignment(options.image_weight)
-    align = Phase(name="align", objective=objective, trainable="projection", steps=align_steps)
+    align = Phase(
+        name="align",
+        objective=objective,
+        trainable="projection",
+        steps=align_steps,
+        views=options.views,
+    )
     distill = Phase(
         name="distill",
         objective=objective,
         trainable="backbone",
         steps=total_steps - align_steps,
+        views=options.views,
     )
     return (align, distill) if align_steps else (distill,)
 

@@ -84,7 +84,10 @@ class Bundle:
 
     @property
     def threshold(self) -> float:
-        """The confidence below which the answer is "none of these"; 0 answers always."""
+        """The confidence below which the answer is "none of these"; 0 answers always.
+
+        It was found for the bundle's own classes and means nothing among others.
+        """
         return float(self.manifest["threshold"])
 
     @cached_property

@@ -13,7 +13,7 @@ class PredictConfig:
     or vocabulary hold, or a .safetensors file with class_features and their names."""
     threshold: float | None = None
     """Answer "none of these" when the top confidence is below this (0 to 1); default: the
-    bundle's own."""
+    bundle's own, or 0 (answer always) with other classes than the bundle's."""
     top: int = 5
     """How many labels to give for each image."""
     batch_size: int = 16

@@ -67,8 +67,9 @@ class Predictor:
 
     Args:
         bundle: the opened bundle.
-        threshold: confidence in 0..1 below which the answer is "none of these"; None takes the
-            bundle's.
+        threshold: confidence in 0..1 below which the answer is "none of these". None takes the
+            bundle's, which was found for the bundle's own classes: among other classes
+            (`use_labels`) it says nothing, and the predictor then answers always.
         threads: threads of the model; 0 lets onnxruntime choose.
     """
 
@@ -76,6 +77,7 @@ class Predictor:
         self.bundle = bundle
         self.labels = bundle.labels
         self.threshold = bundle.threshold if threshold is None else threshold
+        self._threshold_given = threshold is not None
         if not 0 <= self.threshold <= 1:
             raise UsageError(f"the threshold {self.threshold} is not a confidence between 0 and 1")
         self._session = open_session(bundle.path / MODEL, threads)
@@ -88,6 +90,9 @@ class Predictor:
     def use_labels(self, labels: Sequence[str] | TextStore) -> None:
         """Answer among other classes: names that the bundle knows, or names with features [C, D].
 
+        Unless a threshold was given, "none of these" is no longer an answer: confidence depends on
+        what there is to choose from, and the bundle's threshold belongs to its own classes.
+
         Raises:
             UsageError: fewer than two classes, one given twice, or one that neither the bundle's
                 labels nor its vocabulary hold.
@@ -95,6 +100,9 @@ class Predictor:
         if not isinstance(labels, TextStore):
             labels = find_features(self.bundle, make_class_list(labels))
         self.labels = labels
+        if not self._threshold_given:
+            own = set(labels.texts) == set(self.bundle.labels.texts)
+            self.threshold = self.bundle.threshold if own else 0.0
 
     def scores(self, pixels: NDArray[np.float32]) -> NDArray[np.float64]:
         """Return the confidence of every class [N, C] for prepared images [N, 3, H, W]."""

@@ -17,7 +17,7 @@ from attar.records import read_records
 from attar.run import RunFolder
 from attar.stages.embedding import features_for_classes
 from attar.store.store import Store
-from attar.students.student import load_student
+from attar.students.student import StudentSpec, load_student
 
 Vocabulary = tuple[Sequence[str], NDArray[Any]]
 
@@ -53,25 +53,42 @@ def export(run_dir: Path, out: Path, config: ExportConfig, classes: Path | None 
         class_names=names,
         sample_images=ImageTable.load(run.images).paths[-config.parity_images :],
         config=config,
-        extras=_facts(run, student.spec.logit_scale),
+        extras=_facts(run, student.spec, names),
         vocabulary=_vocabulary(run, config.vocabulary),
     )
 
 
-def _facts(run: RunFolder, logit_scale: float) -> BundleFacts:
-    store = Path(run.option("store") or run.store)
-    teacher = Store.open(store).info.teacher if (store / "store.json").is_file() else None
-    calibration = run.path / "calibration.json"
-    threshold = read_json(calibration)["threshold"] if calibration.is_file() else 0.0
+def _facts(run: RunFolder, spec: StudentSpec, class_names: Sequence[str]) -> BundleFacts:
     return BundleFacts(
-        teacher=teacher.name if teacher else "",
-        licence=teacher.licence if teacher else None,
+        # A teacher that only stood beside the student, as beside a plain classifier, is none of it.
+        teacher=spec.teacher,
+        licence=_licence(run, spec),
         method=str(run.option("method")),
-        logit_scale=logit_scale,
-        threshold=threshold,
+        logit_scale=spec.logit_scale,
+        threshold=_threshold(run, class_names),
         datasets=tuple(Path(path).name for path in run.option("data")),
         metrics=read_records(run.results) if run.results.is_file() else (),
     )
+
+
+def _licence(run: RunFolder, spec: StudentSpec) -> str | None:
+    """Return the line about the licence of the teacher that the student was distilled from."""
+    store = Path(run.option("store") or run.store)
+    if not spec.teacher or not (store / "store.json").is_file():
+        return None
+    teacher = Store.open(store).info.teacher
+    known = (spec.teacher_identity or teacher.identity, spec.teacher)
+    return teacher.licence if (teacher.identity, teacher.name) == known else None
+
+
+def _threshold(run: RunFolder, class_names: Sequence[str]) -> float:
+    """Return the calibrated threshold; it belongs to the run's own classes: among others, 0."""
+    calibration = run.path / "calibration.json"
+    if not calibration.is_file():
+        return 0.0
+    own = read_json(run.classes)["names"] if run.classes.is_file() else ()
+    threshold: float = read_json(calibration)["threshold"]
+    return threshold if set(own) == set(class_names) else 0.0
 
 
 def _vocabulary(run: RunFolder, path: Path | None) -> Vocabulary | None:

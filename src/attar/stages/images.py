@@ -1,10 +1,11 @@
 """From `--data` to the table of images that every later stage reads."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from attar.data.classes import ClassList
 from attar.data.sources import read_sources
-from attar.data.splits import filter_parity
+from attar.data.splits import Splits, filter_parity
 from attar.data.table import ImageTable
 from attar.errors import UsageError
 from attar.files import check_writable
@@ -43,3 +44,9 @@ def read_image_table(
     if not len(part):
         raise UsageError(f"--subset {config.subset} leaves none of {len(table)} images")
     return part
+
+
+def save_with_splits(images: ImageTable, splits: Splits, path: Path) -> None:
+    """Write the image table with the split that each image went to, None for those left out."""
+    names = {name: split for split, table in splits.tables().items() for name in table.paths}
+    replace(images, splits=tuple(names.get(path) for path in images.paths)).save(path)

@@ -1,9 +1,12 @@
 """From what the teacher said to a trained student."""
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchvision.transforms.functional import to_pil_image
 
 from attar.data.splits import SourceSplits
 from attar.data.table import ImageTable
@@ -11,12 +14,14 @@ from attar.errors import UsageError
 from attar.evaluation.models import features_from_store
 from attar.evaluation.validation import Validator, make_validator
 from attar.methods.base import FrozenClassFeatures, Method, Phase, Sizes
-from attar.run import RunConfig, RunFolder, with_method_defaults
+from attar.run import RunConfig, RunFolder
 from attar.stages.embedding import Knowledge
+from attar.stages.job import Job
 from attar.students.student import Student, build_student
-from attar.teachers.base import TeacherInfo
+from attar.teachers.base import Teacher, TeacherInfo
 from attar.training.feed import Feed
 from attar.training.loop import train
+from attar.training.seeds import derive_seed
 
 
 def build(
@@ -39,46 +44,56 @@ def build(
         teacher.dim,
         config.student_config,
         teacher=teacher.name,
+        teacher_identity=teacher.identity,
         logit_scale=teacher.logit_scale,
     )
 
 
-def learn(
-    student: Student,
-    recipe: tuple[Method, Any],
-    source: SourceSplits,
-    knowledge: Knowledge | None,
-    config: RunConfig,
-    run: RunFolder,
-) -> Path:
-    """Train the student on the source splits and return its folder.
+def learn(job: Job, knowledge: Knowledge | None, run: RunFolder) -> Path:
+    """Train the job's student on the source splits and return its folder.
 
-    Selection and early stopping see source validation images alone.
+    Selection sees source validation images alone.
     """
-    training = with_method_defaults(config.training, recipe[0].training)
-    store = None if knowledge is None else knowledge.store
-    feed = Feed(source, store, training, student.spec.image_size)
-    phases = plan_phases(recipe, feed, student, source.train)
+    method, training = job.recipe[0], job.config.training
+    uses_teacher = knowledge is not None and "teacher" in method.needs
+    feed = Feed(
+        job.source,
+        knowledge.store if knowledge is not None and uses_teacher else None,
+        training,
+        job.student.spec.image_size,
+        online=ask_online(job.teacher) if job.teacher is not None and uses_teacher else None,
+    )
     provider = None
     if knowledge is not None and knowledge.class_features is not None:
         provider = FrozenClassFeatures(knowledge.class_features)
     return train(
-        student,
-        phases,
+        job.student,
+        plan_phases(job, feed),
         feed,
         provider,
         training,
         run.path,
-        validate=make_validation(source, knowledge, config) if len(source.val) else None,
+        validate=make_validation(job.source, knowledge, job.config)
+        if len(job.source.val)
+        else None,
     )
 
 
-def plan_phases(
-    recipe: tuple[Method, Any], feed: Feed, student: Student, train_images: ImageTable
-) -> tuple[Phase, ...]:
-    """Return the method's phases for the feed's budget."""
-    method, options = recipe
-    return method.phases(options, feed.total_steps(), sizes_of(student, train_images))
+def ask_online(teacher: Teacher) -> Callable[[Tensor], Tensor]:
+    """Return what asks a teacher about the student's own views: uint8 [B, 3, H, W] to [B, D]."""
+
+    def ask(images: Tensor) -> Tensor:
+        pixels = torch.stack([teacher.prepare(to_pil_image(image)) for image in images])
+        return F.normalize(teacher.encode_images(pixels), dim=-1).cpu()
+
+    return ask
+
+
+def plan_phases(job: Job, feed: Feed) -> tuple[Phase, ...]:
+    """Return the method's phases for the feed's budget, the same whatever was drawn before."""
+    method, options = job.recipe
+    torch.manual_seed(derive_seed(job.config.training.seed, "objective"))
+    return method.phases(options, feed.total_steps(), sizes_of(job.student, job.source.train))
 
 
 def make_validation(

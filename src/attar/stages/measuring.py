@@ -10,6 +10,7 @@ import torch
 from attar.config import to_plain
 from attar.data.splits import SourceSplits, Splits
 from attar.data.table import ImageTable
+from attar.device import pick_device
 from attar.evaluation.baselines import constant_mean, fit_projection
 from attar.evaluation.calibration import abstain_threshold, fit_scale
 from attar.evaluation.config import EvaluationConfig
@@ -29,6 +30,7 @@ from attar.files import write_json
 from attar.records import Record
 from attar.run import RunConfig, RunFolder
 from attar.stages.embedding import Knowledge
+from attar.store.store import Store
 from attar.students.student import Student, load_student, save_student
 
 _FITTED_ON = 5000
@@ -43,6 +45,9 @@ class EvaluationRequest:
     images: ImageTable
     split: str
     class_features: torch.Tensor | None
+    """[C, D] in the teacher's space, or None: nothing is classified then, only compared."""
+    teacher_identity: str = ""
+    """The teacher that made the class features; empty: unknown."""
     out: Path
     dataset: str
     config: EvaluationConfig = field(default_factory=EvaluationConfig)
@@ -117,7 +122,14 @@ def measure(
     for split, table in named.items():
         if len(table):
             records += evaluate_models(
-                models, table, split, classes, run.path, dataset, config.evaluation
+                models,
+                table,
+                split,
+                classes,
+                run.path,
+                dataset,
+                config.evaluation,
+                teacher_identity="" if knowledge is None else knowledge.teacher.identity,
             )
     return records
 
@@ -125,18 +137,28 @@ def measure(
 def _references(
     knowledge: Knowledge, source: SourceSplits, config: RunConfig, run: RunFolder
 ) -> list[EvaluatedModel]:
-    folder = run.path / "references"
-    if not config.references or not folder.is_dir():
+    if not config.references or not (run.path / "references").is_dir():
         return []
-    mean = constant_mean(features_from_store(knowledge.store, source.train))
-    # Without a trained baseline, the backbone with only its projection fitted is the baseline.
-    role = BASELINE if config.baseline is None else "projection-only"
+    return open_references(run, knowledge.store, source.train, alone=config.baseline is None)
+
+
+def open_references(
+    run: RunFolder, store: Store, train: ImageTable, *, alone: bool
+) -> list[EvaluatedModel]:
+    """Let a run's references in: its projection-only and untrained student, and the mean embedding.
+
+    `alone` says that there is no trained baseline: the backbone with only its projection fitted
+    then is the baseline. `store` knows the teacher's features of the run's images `train`.
+    """
+    folder = run.path / "references"
+    mean = constant_mean(features_from_store(store, train))
+    role = BASELINE if alone else "projection-only"
     projection_only = load_student(folder / "projection-only")
     untrained = load_student(folder / "untrained")
     return [
         _of_run(projection_only, role, "projection-only", folder / "projection-only"),
         _of_run(untrained, "untrained", "untrained", folder / "untrained"),
-        from_constant(mean, knowledge.teacher),
+        from_constant(mean, store.info.teacher),
     ]
 
 
@@ -181,7 +203,7 @@ def calibrated_student(
 
 def _of_run(student: Student, role: str, method: str, folder: Path) -> EvaluatedModel:
     return from_student(
-        student,
+        student.to(pick_device()),
         role=role,
         method=method,
         pretrained=str(folder),
@@ -206,5 +228,6 @@ def evaluate(asked: EvaluationRequest) -> Path:
         asked.out,
         asked.dataset,
         asked.config,
+        teacher_identity=asked.teacher_identity,
     )
     return asked.out / "results.jsonl"

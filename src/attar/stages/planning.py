@@ -1,21 +1,15 @@
 """What a run will cost, said before it begins."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from attar.data.splits import SourceSplits, Splits
-from attar.data.table import ImageTable
-from attar.methods.base import FrozenClassFeatures, Method
-from attar.run import RunConfig, with_method_defaults
+from attar.methods.base import FrozenClassFeatures
+from attar.stages.job import Job
 from attar.stages.learning import plan_phases
 from attar.store.estimate import EmbedEstimate, estimate_embed, seconds_per_image
 from attar.store.store import Store
-from attar.students.student import Student
-from attar.teachers.base import Teacher
 from attar.training.estimate import measure_step
 from attar.training.feed import Feed
 
@@ -46,24 +40,6 @@ class Estimate:
         )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Job:
-    """What is about to be done."""
-
-    config: RunConfig
-    recipe: tuple[Method, Any]
-    images: ImageTable
-    splits: Splits
-    texts: Sequence[Sequence[str]]
-    teacher: Teacher | None
-    student: Student
-
-    @property
-    def source(self) -> SourceSplits:
-        """The images that training and selection may see."""
-        return self.splits.source
-
-
 def estimate(job: Job, store_path: Path) -> Estimate:
     """Time the teacher and one training step on this machine, and count what is left to do."""
     missing = EmbedEstimate(missing_images=0, missing_texts=0, bytes=0)
@@ -88,9 +64,9 @@ def estimate(job: Job, store_path: Path) -> Estimate:
 
 
 def _training_seconds(job: Job) -> tuple[int, float]:
-    training = with_method_defaults(job.config.training, job.recipe[0].training)
+    training = job.config.training
     feed = Feed(job.source, None, training, job.student.spec.image_size)
-    phases = plan_phases(job.recipe, feed, job.student, job.source.train)
+    phases = plan_phases(job, feed)
     provider = None
     if job.texts and job.student.spec.head == "embedding":
         provider = FrozenClassFeatures(torch.randn(len(job.texts), job.student.spec.dim))

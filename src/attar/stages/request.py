@@ -104,6 +104,8 @@ def divide(images: ImageTable, config: RunConfig) -> Splits:
         return make_splits(images, config.splits)
     if config.splits.held_out_domain is None:
         raise UsageError("DomainBed's protocol holds one domain out: give --held-out-domain")
+    if any(split is not None for split in images.splits):
+        raise UsageError("DomainBed's protocol makes its own splits: drop the split column")
     return make_domainbed_splits(
         images, config.splits.held_out_domain, trial_seed=config.splits.seed
     )

@@ -138,7 +138,7 @@ def embed_images(teacher: Teacher, table: ImageTable, path: Path, config: EmbedC
         if work:
             failures = _embed_work(teacher, table, work, writer, config)
             _set_aside(path, table, failures)
-            if len(failures) == len(work):
+            if len(failures) == len(work) and not store.num_images:
                 raise AttarError(
                     f"none of the {len(work):,} images could be read; first: "
                     f"{table.paths[failures[0].row]}: {failures[0].reason}"

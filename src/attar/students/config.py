@@ -14,7 +14,7 @@ class StudentConfig:
     image_size: int | None = None
     """Input side in pixels; the backbone's own by default."""
     freeze_bn: bool = False
-    """Keep BatchNorm statistics and its affine behaviour as they were before training."""
+    """Keep BatchNorm's running statistics as they were before training, and use them."""
     projection: Literal["random", "fitted"] = "random"
     """Start the projection at random, or at the ridge solution from the untrained backbone's
     features to the teacher's."""

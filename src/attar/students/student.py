@@ -5,6 +5,7 @@ can load it as an image tower.
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -23,6 +24,8 @@ from attar.types import Outputs
 
 Head = Literal["embedding", "classes"]
 _SMALLEST_IMAGE = 32
+_OF_OTHER_SIZES = ("test_input_size", "test_crop_pct", "pool_size")
+"""What timm's configuration says of sizes that are not the student's."""
 _BATCH_NORMS = (nn.modules.batchnorm._BatchNorm,)
 
 
@@ -44,6 +47,9 @@ class StudentSpec:
     class_names: tuple[str, ...] = ()
     """The classes of the logits when `head` is "classes"."""
     teacher: str = ""
+    teacher_identity: str = ""
+    """The teacher's `TeacherInfo.identity`: only class features of this teacher can be compared
+    with the student's; empty without a teacher."""
     logit_scale: float = 100.0
     weights: str = "none"
     """Where the starting weights came from."""
@@ -164,11 +170,13 @@ def build_student(
     *,
     class_names: Sequence[str] = (),
     teacher: str = "",
+    teacher_identity: str = "",
     logit_scale: float = 100.0,
 ) -> Student:
     """Build a timm network with `dim` outputs, its starting weights loaded.
 
-    Giving `class_names` makes it a plain classifier (`head="classes"`).
+    Giving `class_names` makes it a plain classifier (`head="classes"`); `teacher` and
+    `teacher_identity` say in whose joint space the features of any other student lie.
 
     Raises:
         UsageError: unknown name, weights that do not fit, or an image size it cannot take.
@@ -188,6 +196,7 @@ def build_student(
         crop_pct=cfg["crop_pct"],
         class_names=tuple(class_names),
         teacher=teacher,
+        teacher_identity=teacher_identity,
         logit_scale=logit_scale,
         weights=origin,
         freeze_bn=config.freeze_bn,
@@ -198,11 +207,36 @@ def build_student(
 
 
 def save_student(student: Student, folder: Path) -> Path:
-    """Write the student as a timm model folder (config.json, model.safetensors) plus attar.json."""
-    with atomic_folder(folder) as temporary:
+    """Write the student as a timm model folder (config.json, model.safetensors) plus attar.json.
+
+    config.json names the student's own preprocessing, not that of timm's pretrained weights, so
+    that `timm.data.resolve_model_data_config` gives what attar uses.
+    """
+    with atomic_folder(folder) as temporary, _own_preprocessing(student):
         save_for_hf(student.network, str(temporary), safe_serialization=True)
         write_json(temporary / "attar.json", asdict(student.spec))
     return folder
+
+
+@contextmanager
+def _own_preprocessing(student: Student) -> Iterator[None]:
+    """Let the network's timm configuration say how this student sees images, while it is saved."""
+    network: Any = student.network
+    theirs, spec = network.pretrained_cfg, student.spec
+    kept = {k: v for k, v in theirs.items() if k not in _OF_OTHER_SIZES}
+    network.pretrained_cfg = {
+        **kept,
+        "input_size": (3, spec.image_size, spec.image_size),
+        "crop_pct": spec.crop_pct,
+        "crop_mode": "center",
+        "mean": spec.mean,
+        "std": spec.std,
+        "interpolation": spec.interpolation,
+    }
+    try:
+        yield
+    finally:
+        network.pretrained_cfg = theirs
 
 
 def load_student(path: Path | str) -> Student:
