@@ -43,11 +43,11 @@ def coerce_options(kind: type[T], values: Mapping[str, Any], prefix: str) -> T:
     names = {f.name for f in fields}
     chosen = {}
     for given, value in values.items():
-        name = given.replace("-", "_")
+        name, option = given.replace("-", "_"), prefix + given.replace("_", "-")
         if name not in names:
             known = [f"{prefix}{n.replace('_', '-')}" for n in names]
-            raise unknown_name("option", f"{prefix}{given}", known or ["none"])
-        chosen[name] = _coerce(value, hints[name], f"{prefix}{given}")
+            raise unknown_name("option", option, known or ["none"])
+        chosen[name] = _coerce(value, hints[name], option)
     return kind(**chosen)
 
 

@@ -4,6 +4,7 @@ Three families of emoji train; the fourth, Noto, is the unseen domain. Everythin
 ordinary run, made with the same functions as the user's own.
 """
 
+import shlex
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -94,11 +95,23 @@ def _run(config: DemoConfig, data: Path, out: Path, method: str) -> RunConfig:
 
 def _command(config: DemoConfig, data: Path, out: Path, method: str) -> str:
     """Return the `attar distill` command that makes the same run."""
-    return (
-        f"attar distill --data {data} --teacher {config.teacher} --student {config.student} "
-        f"--method {method} --store {out / 'store'} --held-out-domain {HELD_OUT_FAMILY} "
-        f"--splits.val-fraction 0.1 --splits.test-fraction 0.0 --splits.seed {config.seed} "
-        f"--student.image-size {config.image_size} --training.steps {config.steps} "
-        f"--training.batch-size 32 --training.seed {config.seed} --out {out / method}"
-        + (f" --baseline {out / 'erm'}" if method != "erm" else "")
-    )
+    options = {
+        "data": data,
+        "teacher": config.teacher,
+        "student": config.student,
+        "method": method,
+        "store": out / "store",
+        "held-out-domain": HELD_OUT_FAMILY,
+        "splits.val-fraction": 0.1,
+        "splits.test-fraction": 0.0,
+        "splits.seed": config.seed,
+        "student.image-size": config.image_size,
+        "training.steps": config.steps,
+        "training.batch-size": 32,
+        "training.seed": config.seed,
+        "out": out / method,
+    }
+    if method != "erm":
+        options["baseline"] = out / "erm"
+    words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+    return shlex.join(["attar", "distill", *words])

@@ -17,6 +17,7 @@ from colours import (
 
 from attar.errors import UsageError
 from attar.evaluation.config import EvaluationConfig
+from attar.evaluation.evidence import is_same_teacher
 from attar.evaluation.metrics import ece, softmax, unit
 from attar.evaluation.tasks import evaluate_models, replace_records
 from attar.records import Record, append_records, read_records
@@ -230,3 +231,35 @@ def test_wrong_use_is_refused_before_anything_is_computed(table, tmp_path, chang
         evaluate(models, images, tmp_path, **change)
     assert network.images_seen == 0
     assert not (tmp_path / "results.jsonl").exists()
+
+
+def test_class_features_of_another_teacher_classify_nothing(table, tmp_path, caplog):
+    models = [
+        colour_model("teacher", teacher_identity="one"),
+        colour_model("student", teacher_identity="one"),
+        colour_model("baseline", teacher_identity="two"),
+        # Its width would not even fit.
+        colour_model("wide", teacher_identity="two", dim=5),
+        colour_model("unknown"),
+    ]
+    records = evaluate(models, table, tmp_path, teacher_identity="one")
+    for task in ("zeroshot_classification", "fidelity"):
+        assert {r.role for r in records if r.task == task} - {"teacher"} == {"student", "unknown"}
+    for role in ("baseline", "wide"):
+        assert f"{role} (colour) classifies nothing: it lives in the space of teacher two" in (
+            caplog.text
+        )
+
+
+def test_own_class_features_are_of_any_teacher(table, tmp_path):
+    model = colour_model("other", teacher_identity="two", class_features=CLASS_FEATURES)
+    records = evaluate([model], table, tmp_path, teacher_identity="one")
+    assert {r.role for r in records} == {"other"}
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [("a", "a", True), ("a", "b", False), ("", "b", True), ("a", "imported:b", True)],
+)
+def test_an_unknown_teacher_may_be_any(one, other, same):
+    assert is_same_teacher(one, other) is is_same_teacher(other, one) is same

@@ -205,7 +205,6 @@ def test_another_folder_is_not_replaced(resnet_folder, photos, tmp_path):
         ({"class_features": np.zeros((len(NAMES), DIM))}, "zeros"),
         ({"class_names": ("cat", "cat", "dog", "cow", "hen")}, "different"),
         ({"class_names": ("a\nb", "cat", "dog", "cow", "hen")}, "one line"),
-        ({"config": ExportConfig(threshold=1.5)}, "1.5"),
         ({"vocabulary": (["otter"], np.ones((2, DIM)))}, "vocabulary features"),
         ({"sample_images": []}, "at least one readable image"),
     ],
@@ -214,6 +213,12 @@ def test_wrong_use_is_refused(resnet_folder, photos, tmp_path, changes, message)
     with pytest.raises(UsageError, match=message):
         export(resnet_folder, tmp_path / "bundle", photos, **changes)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("option", "value"), [("threshold", 1.5), ("parity_images", 0)])
+def test_an_impossible_setting_is_refused(option, value):
+    with pytest.raises(UsageError, match=str(value)):
+        ExportConfig(**{option: value})
 
 
 def test_an_unreadable_sample_image_is_named(resnet_folder, photos, tmp_path):

@@ -98,7 +98,17 @@ def test_unknown_method_and_option_name_the_nearest() -> None:
         method_options(find_method("vl2v-adip"), {"image-wight": "0.3"})
     with pytest.raises(UsageError, match="expected float"):
         method_options(find_method("vl2v-adip"), {"image-weight": "much"})
-    method = find_method("vl2v-adip")
-    options = method_options(method, {"image-weight": 2})
-    with pytest.raises(UsageError, match="between 0 and 1"):
-        method.phases(options, 10, SIZES)
+
+
+@pytest.mark.parametrize(
+    ("method", "option", "value"),
+    [
+        ("vl2v-adip", "image-weight", 2),
+        ("vl2v-adip", "image-weight", float("nan")),
+        ("vl2v-adip", "align-share", 1),
+        ("erm", "label-smoothing", -0.1),
+    ],
+)
+def test_an_option_out_of_its_range_is_refused(method: str, option: str, value: float) -> None:
+    with pytest.raises(UsageError, match=rf"--method\.{option} {value}.*: must"):
+        method_options(find_method(method), {option: value})

@@ -2,6 +2,7 @@ import csv
 import io
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -58,6 +59,23 @@ def test_the_threshold_decides_between_an_answer_and_none(bundle_path, pictures)
     assert (sure.label, sure.abstained) == ("red", False)
     assert (unsure.label, unsure.abstained) == (None, True)
     assert unsure.top == sure.top
+
+
+def test_the_bundles_threshold_belongs_to_its_own_classes(bundle_path, pictures):
+    bundle = Bundle.open(bundle_path)
+    strict = replace(bundle, manifest={**bundle.manifest, "threshold": 0.999})
+    predictor, red = Predictor(strict), pictures / "red.png"
+    assert predictor.predict([red])[0].abstained
+    predictor.use_labels(["white", "red"])
+    assert predictor.predict([red])[0].label == "red"
+    predictor.use_labels(["blue", "green", "red"])
+    assert predictor.predict([red])[0].abstained, "its own classes in another order"
+
+
+def test_a_given_threshold_holds_for_any_classes(bundle_path, pictures):
+    predictor = Predictor(Bundle.open(bundle_path), threshold=1.0)
+    predictor.use_labels(["white", "red"])
+    assert predictor.predict([pictures / "red.png"])[0].abstained
 
 
 @pytest.mark.parametrize("threshold", [-0.1, 1.5, float("nan")])

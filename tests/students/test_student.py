@@ -41,6 +41,24 @@ def test_save_and_load_in_attar_and_timm(name: str, tmp_path: Path) -> None:
         assert torch.allclose(plain, expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["mobilenetv3_small_100", "tf_efficientnet_lite0", "test_vit"])
+def test_timm_reads_the_students_own_preprocessing_from_its_folder(
+    name: str, tmp_path: Path
+) -> None:
+    student = build_student(name, 24, StudentConfig(weights="none", image_size=96))
+    own_before = dict(student.network.pretrained_cfg)
+    save_student(student, tmp_path / "student")
+    assert student.network.pretrained_cfg == own_before
+    network = timm.create_model(f"local-dir:{tmp_path / 'student'}", pretrained=True)
+    for use_test_size in (False, True):
+        found = timm.data.resolve_model_data_config(network, use_test_size=use_test_size)
+        spec = student.spec
+        assert found["input_size"] == (3, 96, 96)
+        assert (tuple(found["mean"]), tuple(found["std"])) == (spec.mean, spec.std)
+        assert (found["crop_pct"], found["interpolation"]) == (spec.crop_pct, spec.interpolation)
+        assert found["crop_mode"] == "center"
+
+
 @pytest.mark.parametrize("name", STUDENTS)
 def test_parameters_divide_into_backbone_and_projection(name: str) -> None:
     student = build_student(name, 24, SCRATCH)

@@ -53,12 +53,13 @@ def export(run_dir: Path, out: Path, config: ExportConfig, classes: Path | None 
         class_names=names,
         sample_images=ImageTable.load(run.images).paths[-config.parity_images :],
         config=config,
-        extras=_facts(run, student.spec, names),
+        extras=facts_of(run, student.spec, names),
         vocabulary=_vocabulary(run, config.vocabulary),
     )
 
 
-def _facts(run: RunFolder, spec: StudentSpec, class_names: Sequence[str]) -> BundleFacts:
+def facts_of(run: RunFolder, spec: StudentSpec, class_names: Sequence[str]) -> BundleFacts:
+    """Return what a bundle of a run's student says of its origin, for these classes."""
     return BundleFacts(
         # A teacher that only stood beside the student, as beside a plain classifier, is none of it.
         teacher=spec.teacher,

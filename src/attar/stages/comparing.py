@@ -1,16 +1,37 @@
 """What `attar evaluate` measures: any models on any images, gathered by one door."""
 
-from dataclasses import dataclass, field
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from attar.data.classes import read_class_list
+import torch
+from torch import Tensor
+
+from attar.data.classes import (
+    ClassList,
+    make_class_list,
+    match_labels,
+    normalise_name,
+    read_class_list,
+)
 from attar.data.table import ImageTable
 from attar.errors import UsageError
 from attar.evaluation.config import EvaluationConfig
-from attar.evaluation.models import EvaluatedModel, from_store, from_teacher, open_model
+from attar.evaluation.evidence import NotMeasurable, is_same_teacher
+from attar.evaluation.models import (
+    BASELINE,
+    EvaluatedModel,
+    from_store,
+    from_teacher,
+    open_model,
+)
 from attar.evaluation.tasks import find_task
+from attar.files import read_json
 from attar.prompts import mean_class_features
 from attar.run import DataConfig, RunFolder
+from attar.runtime.bundle import MANIFEST, Bundle
+from attar.runtime.labels import find_features
 from attar.stages.embedding import (
     Knowledge,
     check_store,
@@ -20,9 +41,12 @@ from attar.stages.embedding import (
     prompts_of,
 )
 from attar.stages.images import read_image_table
-from attar.stages.measuring import EvaluationRequest, open_run
+from attar.stages.measuring import EvaluationRequest, open_references, open_run
 from attar.store.config import EmbedConfig
+from attar.store.store import Store
 from attar.teachers.registry import describe_teacher_spec, load_teacher
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,30 +66,177 @@ class Comparison:
 def gather(asked: Comparison) -> EvaluationRequest:
     """Read the images, ask the teacher for what is missing, and open every model.
 
+    Images that the run was trained or selected on are left out. The run's own classes and prompts
+    are the default wherever the images' labels do not say otherwise; a bundle brings the features
+    of its classes along and needs no teacher.
+
     Raises:
-        UsageError: a run, bundle, class list or model that cannot be used as asked.
+        UsageError: a run, bundle, class list or model that cannot be used as asked, or no image
+            that the run has not seen.
     """
     student = _open(asked.run, "student")
-    baselines = [] if asked.baseline is None else [_open(asked.baseline, "baseline")]
     _check_names(asked)
-    out = asked.out or asked.run / "evaluations" / "+".join(p.name for p in asked.data.data)
+    out = asked.out or _place(asked.run) / "evaluations" / _dataset(asked)
+    known = _known_classes(asked.run)
     classes = read_class_list(asked.data.classes) if asked.data.classes else None
     images = read_image_table(asked.data, classes, out, superset=True)
-    prompts = prompts_of(classes, images, asked.data.templates)
-    knowledge = _ask(asked, images, prompts, out)
-    if knowledge is None and student.head == "embedding":
+    images = _leave_out(images, asked.run)
+    own = known.fit(images.class_names, part=student.head == "classes")
+    own = own and (classes is None or known.bundle is not None)
+    if own:
+        images = _under(known.names, images)
+    prompts = _prompts(asked, images, classes, known if own else None)
+    carried = _carried(known, images, own=own, alone=asked.teacher is None)
+    knowledge = _ask(asked, images, [] if carried is not None else prompts, out, student)
+    if knowledge is None and carried is None and student.head == "embedding":
         raise UsageError(f"{asked.run} names no teacher: give --teacher to classify with it")
-    teachers = [] if knowledge is None else [from_store(knowledge.store)]
-    others = [_other(name, images, prompts) for name in asked.others]
+    features, identity = carried, student.teacher_identity
+    if knowledge is not None:
+        identity = knowledge.teacher.identity
+        features = knowledge.class_features if carried is None else carried
     return EvaluationRequest(
-        models=(*teachers, student, *baselines, *others),
+        models=(
+            *([] if knowledge is None else [from_store(knowledge.store)]),
+            student,
+            *_beside(asked, student),
+            *(_other(name, images, prompts) for name in asked.others),
+        ),
         images=images,
         split=asked.split,
-        class_features=None if knowledge is None else knowledge.class_features,
+        class_features=features,
+        teacher_identity=identity,
         out=out,
-        dataset="+".join(path.name for path in asked.data.data),
+        dataset=_dataset(asked),
         config=asked.config,
     )
+
+
+def _dataset(asked: Comparison) -> str:
+    return "+".join(path.name for path in asked.data.data)
+
+
+def _place(path: Path) -> Path:
+    """Return the folder that keeps results: the run's own, but nothing is added to a bundle."""
+    return path.resolve().parent if _is_bundle(path) else path
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Known:
+    """The classes that a student was made with."""
+
+    names: tuple[str, ...] = ()
+    prompts: tuple[tuple[str, ...], ...] = ()
+    """[C] prompts; a bundle does not know them."""
+    bundle: Bundle | None = None
+    """Where their features are, when the student is a bundle."""
+
+    def fit(self, label_names: Sequence[str], *, part: bool) -> bool:
+        """Say whether images with these labels are to be sorted into these classes.
+
+        They are when unlabelled or labelled with the same names; with `part`, or where they are of
+        one class only, some of the names are enough.
+        """
+        known = {normalise_name(name) for name in self.names}
+        found = {normalise_name(name) for name in label_names}
+        if not known or not found or found == known:
+            return bool(known)
+        return found < known and (part or len(found) == 1)
+
+
+def _known_classes(path: Path) -> _Known:
+    if _is_bundle(path):
+        bundle = Bundle.open(path)
+        return _Known(names=bundle.labels.texts, bundle=bundle)
+    file = RunFolder(path).classes
+    if not file.is_file():
+        return _Known()
+    known = read_json(file)
+    return _Known(names=tuple(known["names"]), prompts=tuple(map(tuple, known["texts"])))
+
+
+def _under(names: tuple[str, ...], images: ImageTable) -> ImageTable:
+    """Return the images with the same labels, numbered by a list of classes that holds them all."""
+    classes = ClassList(names, ((),) * len(names))
+    index = match_labels(classes, images.class_names, superset=True)
+    labels = tuple(index[label] if label >= 0 else -1 for label in images.labels)
+    return replace(images, labels=labels, class_names=names)
+
+
+def _leave_out(images: ImageTable, path: Path) -> ImageTable:
+    """Return the images that the run, or the run that a bundle lies in, did not learn from."""
+    run = RunFolder(_place(path))
+    if not (run.config.is_file() and run.images.is_file()):
+        return images
+    seen = set(_of_splits(run.images, "train", "val", "few_shot").keys)
+    kept = [row for row, key in enumerate(images.keys) if key not in seen]
+    if not kept:
+        raise UsageError(
+            f"{path} was trained or selected on all {len(images):,} images; give others to --data"
+        )
+    if len(kept) < len(images):
+        log.warning(
+            "left out %s of %s images: %s was trained or selected on them",
+            f"{len(images) - len(kept):,}",
+            f"{len(images):,}",
+            path,
+        )
+    return images.select(kept)
+
+
+def _of_splits(file: Path, *splits: str) -> ImageTable:
+    images = ImageTable.load(file)
+    return images.select([row for row, split in enumerate(images.splits) if split in splits])
+
+
+def _prompts(
+    asked: Comparison, images: ImageTable, classes: ClassList | None, known: _Known | None
+) -> list[list[str]]:
+    """Return each class's prompts: as the run had them, unless other templates are asked for."""
+    default, run = DataConfig.templates, RunFolder(asked.run)
+    of_run = run.option("templates") if run.config.is_file() else None
+    templates = asked.data.templates if asked.data.templates != default else of_run or default
+    if known is not None and known.prompts and templates == (of_run or default):
+        return [list(texts) for texts in known.prompts]
+    return prompts_of(classes, images, templates)
+
+
+def _carried(known: _Known, images: ImageTable, *, own: bool, alone: bool) -> Tensor | None:
+    """Return the class features [C, D] that a bundle carries, where they are to be used.
+
+    They are for its own classes, and `alone`, without a teacher, for any that it knows.
+
+    Raises:
+        UsageError: alone, and it does not know a class.
+    """
+    bundle = known.bundle
+    if bundle is None or bundle.head == "classes" or not images.class_names:
+        return None
+    if own:
+        return torch.from_numpy(bundle.labels.features)
+    if not alone:
+        return None
+    return torch.from_numpy(find_features(bundle, make_class_list(images.class_names)).features)
+
+
+def _beside(asked: Comparison, student: EvaluatedModel) -> list[EvaluatedModel]:
+    """Open what the student has to beat: the baseline, and the references that its run made."""
+    run, baseline = RunFolder(asked.run), asked.baseline
+    if not run.config.is_file():
+        return [] if baseline is None else [_open(baseline, BASELINE)]
+    if baseline is None and run.option("baseline") is not None:
+        baseline = Path(run.option("baseline"))
+        if not baseline.is_dir():
+            log.warning("%s, the run's baseline, is no longer there and is not shown", baseline)
+            baseline = None
+    models = [] if baseline is None else [_open(baseline, BASELINE)]
+    store = Path(run.option("store") or run.store)
+    whole = (store / "store.json").is_file() and run.images.is_file()
+    if student.head == "classes" or not whole or not (run.path / "references").is_dir():
+        return models
+    train = _of_splits(run.images, "train")
+    if not len(train):
+        return models
+    return models + open_references(run, Store.open(store), train, alone=baseline is None)
 
 
 def _check_names(asked: Comparison) -> None:
@@ -80,14 +251,23 @@ def _check_names(asked: Comparison) -> None:
 
 
 def _ask(
-    asked: Comparison, images: ImageTable, prompts: list[list[str]], out: Path
+    asked: Comparison,
+    images: ImageTable,
+    prompts: list[list[str]],
+    out: Path,
+    student: EvaluatedModel,
 ) -> Knowledge | None:
     """Ask the teacher for what is missing; None when there is neither a teacher nor a store.
 
     The run's own store knows some of its teacher's answers already, and keeps the new ones.
+
+    Raises:
+        NotMeasurable: the teacher is not the one that the student was distilled from.
     """
     run = RunFolder(asked.run)
     is_run = run.config.is_file()
+    if not is_run and asked.teacher is None:
+        return None
     own = run.option("teacher") if is_run else None
     spec, store = asked.teacher or own, out / "store"
     if is_run and spec == own:
@@ -96,16 +276,26 @@ def _ask(
     teacher, info = introduce(spec, store, needed=False)
     if info is None:
         return None
+    if not is_same_teacher(student.teacher_identity, info.identity):
+        raise NotMeasurable(
+            f"{asked.run} was distilled from another teacher ({student.teacher_identity[:12]}) "
+            f"than {info.name} ({info.identity[:12]}), whose features mean nothing to it; give "
+            "--teacher the one it was distilled from"
+        )
     check_store(teacher, images, prompts, store, EmbedConfig())
     return consult(teacher, images, prompts, store, EmbedConfig())
 
 
+def _is_bundle(path: Path) -> bool:
+    return (path / MANIFEST).is_file()
+
+
 def _is_ours(path: Path) -> bool:
-    return (path / "bundle.json").is_file() or (path / "config.yaml").is_file()
+    return _is_bundle(path) or (path / "config.yaml").is_file()
 
 
 def _open(path: Path, role: str) -> EvaluatedModel:
-    if (path / "bundle.json").is_file():
+    if _is_bundle(path):
         return open_model(path, role=role)
     return open_run(path, role)
 
