@@ -28,6 +28,8 @@ images of odd parity, nor the Noto family.
 PACS: odd parity, 7 classes. Noto: 849 concepts. Prompt "a photo of a {{class}}". The recipe was
 fixed beforehand; neither column chose anything. A teacher whose head saw a domain with labels
 flatters every student tested on that domain: read the right column beside it.
+A strict head leaves out the PACS images of its domain only: `pocket-without:photo` still saw the
+ImageNet photos, as the backbone did.
 
 Made by `python scripts/train_pocket_head.py --pacs PACS --imagenet-sample SAMPLE`, and once more
 with `--without DOMAIN` for each row of the right column. The strict heads are not shipped.

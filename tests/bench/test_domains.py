@@ -36,7 +36,7 @@ from attar.run import DataConfig
 from attar.students.config import StudentConfig
 from attar.training import feed
 
-TEACHER_ROW = "teacher (its head saw this domain)"
+TEACHER_ROW = "teacher"
 STRICT_ROW = "strict teacher (never saw this domain)"
 
 

@@ -1,5 +1,6 @@
 """Students are timm models: they load back in attar and in timm, and refuse what they cannot do."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ STUDENTS = {
     "tf_efficientnet_lite0": 64,
     "vit_tiny_patch16_224": 64,
     "test_vit": 160,
+    "resnetv2_18": 64,  # its classifier is a convolution
 }
 SCRATCH = StudentConfig(weights="none")
 
@@ -74,6 +76,19 @@ def test_regions_of_a_map_average_to_the_whole_for_a_resnet() -> None:
         outputs = student(torch.rand(2, 3, 64, 64), regions=True)
     assert outputs.regions.shape == (2, 4, 24)
     assert torch.allclose(outputs.regions.mean(dim=1), outputs.features, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnetv2_18"])
+def test_a_fitted_projection_takes_the_classifiers_place(name: str) -> None:
+    student = build_student(name, 3, replace(SCRATCH, image_size=32)).eval()
+    images = torch.rand(2, 3, 32, 32)
+    with torch.no_grad():
+        trunk = student(images, trunk=True).trunk
+        weight, bias = torch.randn(3, trunk.shape[1]), torch.randn(3)
+        student.set_projection(weight, bias)
+        assert torch.allclose(student(images).features, trunk @ weight.T + bias, atol=1e-4)
+    with pytest.raises(UsageError, match="projection random"):
+        student.set_projection(torch.zeros(3, 7), bias)
 
 
 def test_frozen_batchnorm_does_not_move() -> None:

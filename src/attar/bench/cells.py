@@ -17,6 +17,9 @@ from attar.run import RunConfig, to_options
 _PLACES = ("data", "store", "classes", "baseline")
 """Options that say where something is and not what it is."""
 
+_PACE = ("workers", "log_every", "checkpoint_every", "shard_rows", "commit_seconds")
+"""Options within a section that change nothing but the pace."""
+
 STRICT = "strict-teacher"
 """Folder of the strict teachers' cells, in the place of a method's name."""
 
@@ -47,8 +50,14 @@ def file_name(domain: str) -> str:
 
 
 def what_was_run(config: RunConfig) -> dict[str, Any]:
-    """Return the options that decide a cell's result, wherever its files are."""
-    return {name: value for name, value in to_options(config).items() if name not in _PLACES}
+    """Return the options that decide a cell's result, wherever and however fast it is made."""
+    return {
+        name: {k: v for k, v in value.items() if k not in _PACE}
+        if isinstance(value, dict)
+        else value
+        for name, value in to_options(config).items()
+        if name not in _PLACES
+    }
 
 
 def save_cell(
