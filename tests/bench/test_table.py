@@ -59,7 +59,7 @@ def test_a_table_worked_out_by_hand() -> None:
     assert domains_table(records, FACTS).splitlines() == [
         "| | art | photo | mean | in-domain |",
         "| --- | ---: | ---: | ---: | ---: |",
-        "| teacher (its head saw this domain) | 95.0 | 90.0 | 92.5 | 99.0 |",
+        "| teacher | 95.0 | 90.0 | 92.5 | 99.0 |",
         "| strict teacher (never saw this domain) | 80.0 | – | – | – |",
         "| erm | 75.0 | 25.0 | 50.0 | – |",
         "| feature-mse | 45.0 ± 7.1 | 60.0 ± 14.1 | 52.5 | 75.0 |",
