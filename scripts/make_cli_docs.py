@@ -9,11 +9,15 @@ from pathlib import Path
 
 COMMANDS = (
     "",
+    "caption",
     "demo",
+    "describe",
     "distill",
     "embed",
     "evaluate",
     "export",
+    "few-shot",
+    "lists",
     "predict",
     "latency",
     "report",
@@ -23,6 +27,7 @@ COMMANDS = (
     "store import",
     "bench",
     "bench domains",
+    "bench classes",
 )
 TARGET = Path(__file__).parent.parent / "docs" / "cli.md"
 

@@ -13,11 +13,11 @@ import attar
 SOURCE = Path(attar.__file__).parent
 LAYERS = [
     {"errors"},
-    {"types", "records", "files", "config", "device", "hub", "losses"},
+    {"types", "records", "files", "config", "device", "hub", "losses", "metrics", "multilabel"},
     {"prompts", "data"},
     {"teachers", "runtime"},
     {"store", "students"},
-    {"methods"},
+    {"methods", "language"},
     {"training", "evaluation", "report"},
     {"export"},
     {"run"},
@@ -31,6 +31,8 @@ LEVEL = {unit: level for level, units in enumerate(LAYERS) for unit in units}
 NARROW = {
     "report": {"errors", "files", "records"},
     "runtime": {"errors", "files", "records", "data"},
+    "language": {"errors", "files", "config", "device", "hub", "records", "prompts", "metrics",
+                 "data", "teachers", "store"},
     "students": {"errors", "files", "hub", "types", "config"},
     "training": {"errors", "types", "files", "config", "device", "data", "store", "students",
                  "methods"},

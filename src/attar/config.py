@@ -90,6 +90,9 @@ def _fit(kind: Any, given: Any, parsed: Any) -> Any:
     elif kind is str:
         if isinstance(given, str):
             return given
+    elif kind is Path:
+        if isinstance(given, str | Path):
+            return Path(given)
     elif kind in (int, float) and isinstance(parsed, bool):
         pass  # which Python counts among the numbers
     elif kind is float:

@@ -16,7 +16,16 @@ from attar.errors import UsageError
 from attar.export.config import ExportConfig
 from attar.files import check_writable, write_json, write_text
 from attar.run import DataConfig, RunConfig, RunFolder
-from attar.stages import bundling, embedding, images, learning, measuring, planning, request
+from attar.stages import (
+    bundling,
+    class_space,
+    embedding,
+    images,
+    learning,
+    measuring,
+    planning,
+    request,
+)
 from attar.stages.embedding import Knowledge
 from attar.stages.job import Job
 from attar.stages.measuring import EvaluationRequest
@@ -92,7 +101,7 @@ def _prepare(
     method, options, classes = request.check_names(config)
     domain, store = config.splits.held_out_domain, config.store or run.store
     table = images.read_image_table(config.data, classes, notes, held_out_domain=domain)
-    request.check_needs(method, table)
+    request.check_needs(method, options, table)
     if bundle is not None:
         request.check_export(bundle, method, table.class_names)
     splits = request.divide(table, config)
@@ -100,24 +109,29 @@ def _prepare(
     texts = embedding.prompts_of(classes, table, config.data.templates)
     needed = "teacher" in method.needs or config.store is not None
     teacher, info = embedding.introduce(config.teacher, store, needed=needed)
-    if info is not None:
-        embedding.check_store(teacher, table, texts, store, config.embed)
-    return Job(
+    job = Job(
         config=config,
         recipe=(method, options),
         images=table,
         splits=splits,
         texts=texts,
+        plain_texts=[of[0] for of in embedding.prompts_of(classes, table, "plain")],
         teacher=teacher,
-        student=learning.build(config, method, info, table),
+        student=learning.build(config, method, info, splits.source.train.class_names),
     )
+    if info is not None:
+        embedding.check_store(teacher, table, texts, store, config.embed, job.captions)
+    class_space.check(job)
+    return job
 
 
 def _consult(job: Job, store: Path) -> Knowledge | None:
     """Ask the teacher; a method that needs none goes on alone when none was given."""
     if job.teacher is None and "teacher" not in job.recipe[0].needs and job.config.store is None:
         return None
-    return embedding.consult(job.teacher, job.images, job.texts, store, job.config.embed)
+    return embedding.consult(
+        job.teacher, job.images, job.texts, store, job.config.embed, job.captions
+    )
 
 
 def embed(data: DataConfig, teacher: str, out: Path, config: EmbedConfig | None = None) -> Path:

@@ -1,5 +1,6 @@
 """From class names to prompts, and from the prompts' features to one feature per class."""
 
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -107,9 +108,14 @@ def _texts_of(name: str, descriptions: Sequence[str], templates: Sequence[str]) 
         if not descriptions:
             texts.append(prompt)
         for description in (d.strip() for d in descriptions):
-            named = name.lower() in description.replace("_", " ").lower()
+            named = f" {_words(name)} " in f" {_words(description)} "
             texts.append(description if named else f"{prompt.rstrip('. ')}. {description}")
     return list(dict.fromkeys(texts))
+
+
+def _words(text: str) -> str:
+    """Return the words alone: "Black-footed" and "black footed" are the same, "ant" is no "plant"."""
+    return " ".join(re.findall(r"\w+", text.replace("_", " ").casefold()))
 
 
 def mean_class_features(text_features: Tensor, counts: Sequence[int]) -> Tensor:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
@@ -62,6 +62,8 @@ class RunConfig:
     alone was fitted."""
     baseline: Path | None = None
     """A run (of `erm`, say) whose student is shown beside this one."""
+    start_from: Path | None = None
+    """A run whose trained student this one starts from, instead of pretrained weights."""
 
 
 _SECTIONS = {"student_config": "student", "training": "training", "embed": "embed"}
@@ -91,6 +93,50 @@ def to_options(config: RunConfig) -> dict[str, Any]:
     held_out = options.get("splits", {}).pop("held_out_domain", None)
     options["held_out_domain"] = held_out
     return {k: v for k, v in options.items() if v not in (None, {}, [])}
+
+
+def from_options(options: Mapping[str, Any]) -> RunConfig:
+    """Return the configuration that `to_options` wrote, e.g. to a run's config.yaml.
+
+    Raises:
+        UsageError: an option that does not exist, or a value of the wrong type.
+    """
+    rest = {k.replace("-", "_"): v for k, v in options.items() if v is not None}
+    sections: dict[str, Any] = {}
+    for attribute, section in _SECTIONS.items():
+        values = rest.pop(section, None) or {}
+        if isinstance(values, str):
+            values = {"name": values}
+        if "name" in values:
+            rest[section] = values["name"]
+        sections[attribute] = {k: v for k, v in values.items() if k != "name"}
+    held_out = rest.pop("held_out_domain", None)
+    data = {f.name: rest.pop(f.name) for f in fields(DataConfig) if f.name in rest}
+    data["data"] = [str(path) for path in data.get("data", ())]
+    kinds: dict[str, Any] = {
+        "student_config": StudentConfig,
+        "training": TrainingConfig,
+        "embed": EmbedConfig,
+        "evaluation": EvaluationConfig,
+        "splits": SplitConfig,
+    }
+    built: dict[str, Any] = {
+        name: coerce_options(kind, sections[name], f"--{_SECTIONS[name]}.")
+        for name, kind in kinds.items()
+    }
+    built["splits"] = replace(built["splits"], held_out_domain=held_out)
+    others: dict[str, Any] = {k: Path(v) if k in _PATHS else v for k, v in rest.items()}
+    return RunConfig(
+        data=coerce_options(DataConfig, data, "--"),
+        method_options=sections["method_options"],
+        teacher=others.pop("teacher", None),
+        student=others.pop("student"),
+        **built,
+        **others,
+    )
+
+
+_PATHS = ("store", "baseline", "start_from")
 
 
 def with_method_defaults(training: TrainingConfig, defaults: Mapping[str, Any]) -> TrainingConfig:
@@ -201,7 +247,7 @@ class RunFolder:
         """
         check_writable(self.path)
         if self.config.is_file():
-            changed = _differences(self.options(), yaml.safe_load(dump_yaml(to_options(config))))
+            changed = differences(self.options(), plain_options(config))
             if changed:
                 raise UsageError(
                     f"{self.path} holds a run with another configuration ({'; '.join(changed)}); "
@@ -223,14 +269,30 @@ class RunFolder:
         write_text(self.config, dump_yaml(to_options(config)))
 
 
-def _differences(old: Any, new: Any, prefix: str = "") -> list[str]:
-    """List the options that differ, e.g. "training.lr 0.001 there, 0.01 asked"."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        names = list(dict.fromkeys([*old, *new]))
+def plain_options(config: RunConfig) -> dict[str, Any]:
+    """Return the options of a configuration as a file of them would be read back."""
+    options: dict[str, Any] = yaml.safe_load(dump_yaml(to_options(config)))
+    return options
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """List the options that differ, e.g. "training.lr 0.001 there, 0.01 asked".
+
+    An option that the old side does not know, because it is younger, had its default there.
+    """
+    defaults = plain_options(RunConfig(data=DataConfig(data=()), teacher=None, student=""))
+    return _differences(old, new, defaults, "")
+
+
+def _differences(old: Any, new: Any, default: Any, prefix: str) -> list[str]:
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        known = default if isinstance(default, Mapping) else {}
         return [
             line
-            for name in names
-            for line in _differences(old.get(name), new.get(name), f"{prefix}{name}.")
+            for name in dict.fromkeys([*old, *new])
+            for line in _differences(
+                old.get(name, known.get(name)), new.get(name), known.get(name), f"{prefix}{name}."
+            )
         ]
     return [] if old == new else [f"{prefix[:-1]} {old} there, {new} asked"]
 

@@ -26,6 +26,8 @@ class Batch:
     domains: Tensor | None = None
     """[B] int64 index of the domain, -1 for none."""
     captions: tuple[str | None, ...] | None = None
+    caption_features: Tensor | None = None
+    """[B, D] the teacher's unit text features of the captions; zeros for an image without one."""
     streams: Mapping[str, Tensor] = field(default_factory=dict)
     """Other named streams, e.g. "text" [N, D]; nothing pairs their rows with the images."""
 
@@ -41,6 +43,7 @@ class Batch:
             image_features=move(self.image_features),
             labels=move(self.labels),
             domains=move(self.domains),
+            caption_features=move(self.caption_features),
             streams={k: v.to(device, non_blocking=True) for k, v in self.streams.items()},
         )
 

@@ -27,7 +27,7 @@ from tests.bench.small_grid import (
 
 from attar import pipeline
 from attar.bench.domains import run_domains
-from attar.data.splits import make_domainbed_splits
+from attar.data.domainbed import make_domainbed_splits
 from attar.data.table import ImageTable
 from attar.errors import UsageError
 from attar.files import read_json, sha256_file, write_json
@@ -293,7 +293,7 @@ def test_results_of_another_configuration_are_refused_before_anything_runs(
         run_domains(other, config, tmp_path / "elsewhere", results)
     message = str(refused.value)
     assert str(cell_files(results)[f"erm/photo/seed0-lr{LRS[0]:g}"]) in message
-    assert "(student, training)" in message
+    assert "student.image_size 32 there, 48 asked; training.steps 3 there, 4 asked" in message
     assert "choose another --results" in message
     assert ran == []
 

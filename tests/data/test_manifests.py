@@ -135,5 +135,7 @@ def test_manifest_splits_win_and_the_rest_is_divided(tmp_path):
         "few_shot": 1,
         "test_id": 5,
         "test_ood": 1,
+        "unseen_classes": 0,
+        "further_unseen": 0,
         "held_out": 1,
     }

@@ -5,14 +5,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from attar.data.domainbed import domainbed_split, make_domainbed_splits
 from attar.data.sources import read_sources
-from attar.data.splits import (
-    SplitConfig,
-    domainbed_split,
-    filter_parity,
-    make_domainbed_splits,
-    make_splits,
-)
+from attar.data.splits import SplitConfig, filter_parity, make_splits
 from attar.data.table import ImageTable
 from attar.errors import UsageError
 
@@ -198,7 +193,7 @@ def test_few_shot_moves_the_first_images_of_each_class_out_of_the_ood_test():
         *("new/0/0.png", "new/0/1.png", "new/0/z-copy.png", "new/1/0.png", "new/1/1.png")
     ]
     assert len(splits.test_ood) == 4
-    with pytest.raises(UsageError, match="few_shot 2 needs labelled images in the split test_ood"):
+    with pytest.raises(UsageError, match="few_shot 2 needs labelled images of unseen classes"):
         make_splits(grid(), SplitConfig(few_shot=2))
 
 

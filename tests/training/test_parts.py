@@ -33,7 +33,21 @@ def test_schedules() -> None:
     cosine = [0.5 * (1 + math.cos(math.pi * i / 8)) for i in range(8)]
     assert rates(schedule="cosine", warmup=0) == pytest.approx(cosine)
     assert rates(schedule="step", warmup=0) == pytest.approx([1.0] * 4 + [0.1] * 2 + [0.01] * 2)
+    thirds = rates(schedule="step", warmup=0, milestones=(1 / 4,))
+    assert thirds == pytest.approx([1.0] * 2 + [0.1] * 6)
     assert rates(schedule="constant", warmup=0.5) == [0.25, 0.5, 0.75, 1, 1, 1, 1, 1]
+
+
+@pytest.mark.parametrize("steps", [4, 10, 37, 90])
+def test_one_cycle_is_pytorchs(steps: int) -> None:
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0, momentum=0.9)
+    theirs = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.3, total_steps=steps)
+    config = TrainingConfig(lr=0.3, schedule="one-cycle")
+    for step in range(steps):
+        assert learning_rate(config, step, steps) == pytest.approx(theirs.get_last_lr()[0])
+        optimizer.step()
+        if step + 1 < steps:
+            theirs.step()
 
 
 @pytest.mark.parametrize(

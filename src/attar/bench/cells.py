@@ -12,7 +12,7 @@ from typing import Any
 from attar.errors import UsageError
 from attar.files import read_json, write_json
 from attar.records import Record
-from attar.run import RunConfig, to_options
+from attar.run import RunConfig, differences, plain_options
 
 _PLACES = ("data", "store", "classes", "baseline")
 """Options that say where something is and not what it is."""
@@ -55,7 +55,7 @@ def what_was_run(config: RunConfig) -> dict[str, Any]:
         name: {k: v for k, v in value.items() if k not in _PACE}
         if isinstance(value, dict)
         else value
-        for name, value in to_options(config).items()
+        for name, value in plain_options(config).items()
         if name not in _PLACES
     }
 
@@ -77,14 +77,10 @@ def load_cell(path: Path, config: Mapping[str, Any] | None = None) -> list[Recor
     if not path.is_file():
         return None
     stored = read_json(path)
-    if config is not None and stored["config"] != dict(config):
-        changed = sorted(
-            name
-            for name in {*stored["config"], *config}
-            if stored["config"].get(name) != config.get(name)
-        )
+    changed = [] if config is None else differences(stored["config"], config)
+    if changed:
         raise UsageError(
-            f"{path} was run with another configuration ({', '.join(changed)}); choose another "
+            f"{path} was run with another configuration ({'; '.join(changed)}); choose another "
             "--results, or delete the file to run the cell again"
         )
     return [Record(**line) for line in stored["records"]]

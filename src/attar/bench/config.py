@@ -2,6 +2,8 @@
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
 
 from attar.errors import UsageError
 
@@ -49,3 +51,50 @@ class DomainsConfig:
                 f"--strict-teacher {self.strict_teacher}: write {{domain}} where the domain's name "
                 "goes, and no other braces"
             ) from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassesConfig:
+    """The grid of unseen classes: rows of loss terms × seeds, one learning rate a row."""
+
+    rows: tuple[str, ...] = (
+        "classification",
+        "classification+feature-mse",
+        "classification+image-contrastive",
+        "classification+image-contrastive+proximity",
+        "classification+image-contrastive+proximity+descriptions",
+    )
+    """Rows of the table: terms joined by "+" (classification, feature-mse, image-contrastive,
+    proximity, caption) and what enriches the language (descriptions, prompts), or `closed-set`."""
+    seeds: tuple[int, ...] = (0,)
+    """Seeds of training and, without a class list of unseen ones, of the choice of classes."""
+    lrs: tuple[float, ...] = (3e-4, 1e-3, 3e-3)
+    """Learning rates each row is tried with on the first seed; one value skips the choice, which
+    is made on validation images of seen classes."""
+    descriptions: Path | None = None
+    """Class list with descriptions, for the rows that have `descriptions`."""
+
+    def __post_init__(self) -> None:
+        for name in ("rows", "seeds", "lrs"):
+            values = getattr(self, name)
+            if not values or len(set(values)) < len(values):
+                raise UsageError(f"--{name} must name at least one value, and none twice")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FewShotConfig:
+    """How new classes are learnt from a few images each."""
+
+    how: Literal["finetune", "retrieval"] = "finetune"
+    """Go on training from the run's student, or compare with the few images without training."""
+    shots: int = 5
+    """Labelled images of each new class."""
+    seeds: tuple[int, ...] = ()
+    """Draw the images by these seeds, one result each; by default the first ones by file name, once
+    (Li et al.)."""
+    share: float = 1.0
+    """Share of the unseen classes that get images; the others are measured as `further_unseen`."""
+
+    def __post_init__(self) -> None:
+        if self.shots < 1:
+            raise UsageError(f"--shots {self.shots}: give at least 1")

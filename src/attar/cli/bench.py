@@ -6,7 +6,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from attar.bench.config import DomainsConfig
+from attar.bench.config import ClassesConfig, DomainsConfig
 from attar.cli.distill import Sections
 from attar.run import DataConfig, RunConfig
 
@@ -56,4 +56,61 @@ def domains(
         evaluation=sections.evaluation,
     )
     folder = run_domains(base, grid, out, results)
+    print((folder / "table.md").read_text(encoding="utf-8"))
+
+
+def classes(
+    *,
+    out: Path,
+    data: tuple[Path, ...] = (),
+    teacher: str | None = None,
+    student: str = "mobilenetv3_small_100",
+    results: Path | None = None,
+    grid: Annotated[ClassesConfig, Parameter(name="*")] = ClassesConfig(),
+    sections: Annotated[Sections, Parameter(name="*")] = Sections(),
+) -> None:
+    """Train on some classes, ask about others: the rows of Li et al.'s tables side by side.
+
+    Each row's learning rate is chosen once, on validation images of seen classes. Killed and
+    started again, only what is missing runs.
+
+    For example:
+
+    `attar bench classes --teacher pocket --student tf_efficientnet_lite0
+    --student.image-size 96 --training.steps 300 --out runs/concepts`
+
+    `attar bench classes --data manifest.csv --teacher ViT-L-14/openai --student resnet18
+    --rows classification --rows classification+image-contrastive --out runs/flowers`
+
+    Parameters
+    ----------
+    out
+        Folder of the runs and of the store they share.
+    data
+        Images with labels; without any, the shipped emoji: half of the concepts unseen, Noto held
+        out, the Unicode keywords as descriptions.
+    teacher
+        As in `attar distill`.
+    student
+        As in `attar distill`.
+    results
+        Where results.jsonl, table.md and learning-rates.json go; OUT by default.
+    """
+    from attar.bench.classes import emoji_data, run_classes
+
+    images, splits = DataConfig(data=data), sections.splits
+    if not data:
+        images, splits, keywords = emoji_data(out)
+        grid = replace(grid, descriptions=grid.descriptions or keywords)
+    base = RunConfig(
+        data=images,
+        teacher=teacher,
+        student=student,
+        splits=splits,
+        student_config=sections.student,
+        training=sections.training,
+        embed=sections.embed,
+        evaluation=sections.evaluation,
+    )
+    folder = run_classes(base, grid, out, results)
     print((folder / "table.md").read_text(encoding="utf-8"))

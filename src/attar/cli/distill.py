@@ -39,6 +39,8 @@ class DistillOptions:
     """How images are divided: stratified fractions, or DomainBed's exact splits."""
     baseline: Path | None = None
     """Another run whose student is shown beside this one."""
+    start_from: Path | None = None
+    """A run whose trained student this one starts from, instead of pretrained weights."""
     references: bool = True
     """Also measure the untrained student, the mean embedding, and the backbone whose projection
     alone was fitted."""
@@ -123,4 +125,5 @@ def run_config(
         evaluation=sections.evaluation,
         references=options.references,
         baseline=options.baseline,
+        start_from=options.start_from,
     )

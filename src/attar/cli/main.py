@@ -35,11 +35,15 @@ bench = App(
     "For example: `attar bench domains --data PACS/ --teacher pocket --out runs/pacs`",
 )
 
+app.command("attar.cli.caption:caption")
 app.command("attar.cli.demo:demo")
+app.command("attar.cli.describe:describe")
 app.command("attar.cli.distill:distill")
 app.command("attar.cli.embed:embed")
 app.command("attar.cli.evaluate:evaluate")
 app.command("attar.cli.export:export")
+app.command("attar.cli.few_shot:few_shot")
+app.command("attar.cli.lists:lists")
 app.command("attar.cli.predict:predict")
 app.command("attar.cli.predict:latency")
 app.command("attar.cli.report:report")
@@ -49,6 +53,7 @@ store.command("attar.cli.store:verify")
 store.command("attar.cli.store:import_", name="import")
 app.command(bench)
 bench.command("attar.cli.bench:domains")
+bench.command("attar.cli.bench:classes")
 
 _GROUPS = {
     "--training": "steps 200",

@@ -14,23 +14,31 @@ def command_line() -> str:
 
 
 def print_results(results: Path, roles: Iterable[str] = ()) -> None:
-    """Print a results.jsonl as the table of teacher, student and baselines per domain."""
+    """Print a results.jsonl as the table of teacher, student and baselines per domain.
+
+    Where coherence was measured, its table follows.
+    """
     from rich.console import Console
     from rich.table import Table
 
-    from attar.report.tables import three_way_table
+    from attar.report.tables import COHERENCE, three_way_table
 
     wanted = set(roles)
     records = [r for r in read_records(results) if not wanted or r.role in wanted]
-    rows = three_way_table(records)
-    if not rows:
-        return
     scored = any("acc1" in record.metrics for record in records)
     what = "top-1 accuracy" if scored else "agreement with the teacher"
-    table = Table(title=f"{what} in %", title_justify="left")
-    for number, heading in enumerate(rows[0]):
-        table.add_column(heading, justify="left" if number < 2 else "right")
-    for row in rows[1:]:
-        table.add_row(*row)
-    # A pipe or a log file has no width of its own; columns must not be cut there.
-    Console(width=None if sys.stdout.isatty() else 140).print(table)
+    tables = {f"{what} in %": three_way_table(records)}
+    if any(record.task == COHERENCE for record in records):
+        from attar.report.coherence import coherence_lines  # loads matplotlib
+
+        tables["coherence with the teacher"] = coherence_lines(records)
+    for title, rows in tables.items():
+        if not rows:
+            continue
+        table = Table(title=title, title_justify="left")
+        for number, heading in enumerate(rows[0]):
+            table.add_column(heading, justify="left" if number < 2 else "right")
+        for row in rows[1:]:
+            table.add_row(*row)
+        # A pipe or a log file has no width of its own; columns must not be cut there.
+        Console(width=None if sys.stdout.isatty() else 180).print(table)

@@ -14,7 +14,8 @@ from attar.errors import UsageError, unknown_name
 
 MANIFEST_EXTENSIONS = (".csv", ".parquet")
 
-_COLUMNS = ("path", "label", "domain", "split", "caption")
+_COLUMNS = ("path", "label", "labels", "domain", "split", "caption")
+_SEPARATOR = "|"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,20 +27,25 @@ class Entry:
     name: str
     """Relative to the source's root, with forward slashes; absolute for a file outside it."""
     label: str | None = None
+    labels: tuple[str, ...] | None = None
+    """All classes that are in the image, or None where its source does not say several."""
     domain: str | None = None
     split: str | None = None
     caption: str | None = None
 
 
 def read_manifest(path: Path) -> list[Entry]:
-    """Read a manifest with a `path` column and optional label, domain, split and caption.
+    """Read a manifest with a `path` column and optional label, labels, domain, split and caption.
 
     Paths are absolute or relative to the manifest's folder. Empty cells mean "none"; other columns
-    are ignored. Whether the files exist is not looked at here.
+    are ignored. With a `labels` column every row has several labels, separated by "|": all that is
+    in the image, and nothing where the cell is empty. Whether the files exist is not looked at
+    here.
 
     Raises:
         UsageError: the manifest cannot be read, has no `path` column, no rows, a row without a
-            path, or a split name that is not known.
+            path, a split name that is not known, an empty label between two separators, or both
+            `label` and `labels`.
     """
     rows = _read_csv(path) if path.suffix.lower() == ".csv" else _read_parquet(path)
     if not rows:
@@ -50,13 +56,20 @@ def read_manifest(path: Path) -> list[Entry]:
             f"{', '.join(_COLUMNS)}, all but path optional"
         )
     folder = path.parent.resolve()
+    if "labels" in rows[0] and "label" in rows[0]:
+        raise UsageError(
+            f"manifest {path} has both a 'label' and a 'labels' column: keep 'label' for one class "
+            "an image, 'labels' (a|b|c) for several"
+        )
+    several = "labels" in rows[0]
     return [
-        _entry(folder, f"{path} row {number}", {c: _text(row.get(c)) for c in _COLUMNS})
+        _entry(folder, f"{path} row {number}", row, several)
         for number, row in enumerate(rows, start=1)
     ]
 
 
-def _entry(folder: Path, where: str, row: dict[str, str | None]) -> Entry:
+def _entry(folder: Path, where: str, cells: dict[str, Any], several: bool) -> Entry:
+    row = {column: _text(cells.get(column)) for column in _COLUMNS if column != "labels"}
     if row["path"] is None:
         raise UsageError(f"manifest {where} has no path")
     split = row["split"]
@@ -68,10 +81,23 @@ def _entry(folder: Path, where: str, row: dict[str, str | None]) -> Entry:
         path=absolute,
         name=relative.as_posix() if relative.parts[:1] != ("..",) else absolute,
         label=row["label"],
+        labels=_several(cells["labels"], where) if several else None,
         domain=row["domain"],
         split=split,
         caption=row["caption"],
     )
+
+
+def _several(cell: object, where: str) -> tuple[str, ...]:
+    """Return the labels of a cell "a|b|c", or of a Parquet list, each once."""
+    if isinstance(cell, list):
+        names = [_text(item) for item in cell]
+    else:
+        text = _text(cell)
+        names = [] if text is None else [part.strip() or None for part in text.split(_SEPARATOR)]
+    if None in names:
+        raise UsageError(f"manifest {where} has an empty label in {cell!r}: write labels as a|b|c")
+    return tuple(dict.fromkeys(name for name in names if name is not None))
 
 
 def _read_csv(path: Path) -> list[dict[str, Any]]:

@@ -211,7 +211,7 @@ def _report_broken(checked: dict[str, Checked], set_aside: Path | None, strict: 
 def _describe(layout: str, entries: Sequence[Entry]) -> str:
     counts = {
         "domain": len({e.domain for e in entries} - {None}),
-        "class": len({e.label for e in entries} - {None}),
+        "class": len(_class_names(entries)),
         "image": len(entries),
     }
     plural = {"domain": "domains", "class": "classes", "image": "images"}
@@ -232,6 +232,7 @@ def _tabulate(
         names=tuple(e.name for e in entries),
         keys=tuple(checked[e.path].key for e in entries),
         labels=tuple(-1 if e.label is None else index_of[e.label] for e in entries),
+        label_sets=_label_sets(entries, index_of),
         domains=tuple(-1 if e.domain is None else domain_of[e.domain] for e in entries),
         captions=tuple(e.caption for e in entries),
         splits=tuple(e.split for e in entries),
@@ -240,18 +241,35 @@ def _tabulate(
     )
 
 
+def _label_sets(entries: Sequence[Entry], index_of: dict[str, int]) -> tuple[tuple[int, ...], ...]:
+    """Return the classes in each image; of no image when no source says several."""
+    if all(entry.labels is None for entry in entries):
+        return ()
+    return tuple(tuple(sorted(index_of[name] for name in _names(entry))) for entry in entries)
+
+
+def _class_names(entries: Sequence[Entry]) -> set[str]:
+    return {name for entry in entries for name in _names(entry)}
+
+
+def _names(entry: Entry) -> tuple[str, ...]:
+    if entry.labels is not None:
+        return entry.labels
+    return () if entry.label is None else (entry.label,)
+
+
 def _match(
     class_list: ClassList | None, entries: Sequence[Entry], superset: bool
 ) -> dict[str, int]:
     """Return the class index of each label; without a class list, in alphabetical order."""
-    found = sorted({e.label for e in entries if e.label is not None})
+    found = sorted(_class_names(entries))
     if class_list is None or not found:
         return {name: index for index, name in enumerate(found)}
     return dict(zip(found, match_labels(class_list, found, superset=superset), strict=True))
 
 
 def _refuse_one_class(entries: Sequence[Entry]) -> None:
-    present = {e.label for e in entries if e.label is not None}
+    present = _class_names(entries)
     if len(present) == 1:
         raise UsageError(
             f"one class only ({present.pop()!r}): give at least two class "

@@ -1,13 +1,13 @@
 """Splits as a value: what training may see, and what only evaluation may."""
 
-import hashlib
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal
 
-import numpy as np
-
+from attar.data.class_splits import assign_unseen, relabel
+from attar.data.few_shot import Shots, move_few_shot
 from attar.data.table import ImageTable
 from attar.errors import UsageError, unknown_name
 from attar.files import sha256_text
@@ -19,12 +19,15 @@ SPLIT_NAMES: dict[str, str] = {
     "test": "test_id",
     "test_id": "test_id",
     "test_ood": "test_ood",
+    "unseen_classes": "unseen_classes",
+    "further_unseen": "further_unseen",
     "held_out": "held_out",
 }
 """Split names that a manifest may use -> the split they mean."""
 
-_SOURCE = ("train", "few_shot", "val")
-_TEST = ("test_id", "test_ood", "held_out")
+SOURCE = ("train", "few_shot", "val")
+"""The splits that training and selection may see."""
+_TEST = ("test_id", "test_ood", "unseen_classes", "further_unseen", "held_out")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,8 +42,18 @@ class SplitConfig:
     """Share of the source images kept for the in-distribution test."""
     held_out_domain: str | None = None
     """Domain kept out of training, selection and early stopping."""
+    unseen_share: float = 0.0
+    """Share of the classes, drawn by the seed, of which training sees no image (unseen classes)."""
+    unseen_classes: Path | None = None
+    """File that names the unseen classes instead, one a line."""
     few_shot: int = 0
-    """Images of each class moved from the out-of-distribution test to few-shot training."""
+    """Images of each class moved from the unseen classes (or a manifest's test_ood) to few-shot
+    training."""
+    few_shot_share: float = 1.0
+    """Share of the unseen classes, drawn by the seed, that get few-shot images; the others are kept
+    apart as `further_unseen` (Li et al., Table 11)."""
+    few_shot_seed: int | None = None
+    """Draws the few-shot images; by default the first ones by file name, as Li et al. take them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,19 +74,25 @@ class Splits:
     """Same domains and classes as training."""
     test_ood: ImageTable
     """Out of distribution, named by a manifest."""
+    unseen_classes: ImageTable
+    """Classes of which training sees no image; with few-shot learning, all but those few."""
+    further_unseen: ImageTable
+    """Unseen classes without few-shot images, where the others have some."""
     held_out: ImageTable
     """The held-out domain."""
     notes: tuple[str, ...] = ()
     """What was done to the data that a reader should know, one sentence each."""
 
     def tables(self) -> dict[str, ImageTable]:
-        """Return all six tables by name."""
+        """Return all eight tables by name."""
         return {
             "train": self.source.train,
             "val": self.source.val,
             "few_shot": self.source.few_shot,
             "test_id": self.test_id,
             "test_ood": self.test_ood,
+            "unseen_classes": self.unseen_classes,
+            "further_unseen": self.further_unseen,
             "held_out": self.held_out,
         }
 
@@ -86,7 +105,8 @@ class Splits:
 def make_splits(table: ImageTable, config: SplitConfig) -> Splits:
     """Divide the images; a pure function of the table and the config.
 
-    The held-out domain goes to `held_out` whole. Images with a split in their manifest go there.
+    The held-out domain goes to `held_out` whole, every image of an unseen class in any domain to
+    `unseen_classes`. Images with a split in their manifest go there.
     The others are divided by `test_fraction` and `val_fraction` within each (domain, class), files
     with the same bytes together; each class keeps at least one training image. Copies
     in source splits of images that are tested elsewhere are left out and counted in `notes`.
@@ -98,15 +118,22 @@ def make_splits(table: ImageTable, config: SplitConfig) -> Splits:
     _check_config(config)
     assigned: list[str | None] = [_split_of(name) for name in table.splits]
     if config.held_out_domain is not None:
-        held_out = _domain_index(table, config.held_out_domain)
+        held_out = domain_index(table, config.held_out_domain)
         for row, domain in enumerate(table.domains):
             assigned[row] = "held_out" if domain == held_out else assigned[row]
+    assign_unseen(table, assigned, config.unseen_share, config.unseen_classes, config.seed)
     _follow_copies(table, assigned)
     _divide(table, assigned, config)
     if config.few_shot:
-        _move_few_shot(table, assigned, config.few_shot)
+        shots = Shots(
+            count=config.few_shot,
+            share=config.few_shot_share,
+            class_seed=config.seed,
+            image_seed=config.few_shot_seed,
+        )
+        move_few_shot(table, assigned, shots)
     dropped, notes = _drop_straddling(table, assigned)
-    rows: dict[str, list[int]] = {name: [] for name in (*_SOURCE, *_TEST)}
+    rows: dict[str, list[int]] = {name: [] for name in (*SOURCE, *_TEST)}
     for row, name in enumerate(assigned):
         if row not in dropped and name is not None:
             rows[name].append(row)
@@ -117,7 +144,7 @@ def make_splits(table: ImageTable, config: SplitConfig) -> Splits:
         )
     if not rows["val"] and config.val_fraction > 0:
         notes.append("No image is left for validation.")
-    return _build(table, rows, notes)
+    return split_class_names(build(table, rows, notes))
 
 
 def _check_config(config: SplitConfig) -> None:
@@ -130,6 +157,12 @@ def _check_config(config: SplitConfig) -> None:
             f"val_fraction {config.val_fraction} and test_fraction {config.test_fraction} leave "
             "nothing to train on: their sum must be below 1"
         )
+    if not 0 <= config.unseen_share < 1:
+        raise UsageError(f"unseen_share {config.unseen_share} is not a share: give 0 <= share < 1")
+    if config.unseen_share and config.unseen_classes is not None:
+        raise UsageError("give --splits.unseen-share or --splits.unseen-classes, not both")
+    if not 0 < config.few_shot_share <= 1:
+        raise UsageError(f"few_shot_share {config.few_shot_share}: give 0 < share <= 1")
     if config.few_shot < 0:
         raise UsageError(f"few_shot {config.few_shot} is negative: give images per class")
 
@@ -142,7 +175,8 @@ def _split_of(name: str | None) -> str | None:
     return SPLIT_NAMES[name]
 
 
-def _domain_index(table: ImageTable, name: str) -> int:
+def domain_index(table: ImageTable, name: str) -> int:
+    """Return the index of a domain that some image has; any other is refused."""
     check_domain(name, [table.domain_names[index] for index in table.domains if index >= 0])
     return table.domain_names.index(name)
 
@@ -165,7 +199,7 @@ def _follow_copies(table: ImageTable, assigned: list[str | None]) -> None:
     Copies of the held-out domain's images go to training, from where they are dropped: a test of
     a domain must not hold images that were found in another.
     """
-    order = {name: place for place, name in enumerate((*_SOURCE, *_TEST))}
+    order = {name: place for place, name in enumerate((*SOURCE, *_TEST))}
     named: dict[str, str] = {}
     for key, split in zip(table.keys, assigned, strict=True):
         if split is not None and order[split] >= order[named.get(key, "train")]:
@@ -228,25 +262,6 @@ def _class_of(table: ImageTable, row: int) -> str:
     return table.class_names[table.labels[row]] if table.labels[row] >= 0 else ""
 
 
-def _move_few_shot(table: ImageTable, assigned: list[str | None], shots: int) -> None:
-    """Move the first `shots` images by name of each class from test_ood to few_shot (Li et al.)."""
-    rows = [row for row, name in enumerate(assigned) if name == "test_ood"]
-    if not any(table.labels[row] >= 0 for row in rows):
-        raise UsageError(
-            f"few_shot {shots} needs labelled images in the split test_ood and there are none: "
-            "name them in a manifest's split column"
-        )
-    chosen: dict[int, list[str]] = defaultdict(list)
-    for row in sorted(rows, key=lambda row: table.names[row]):
-        label, key = table.labels[row], table.keys[row]
-        if label >= 0 and len(chosen[label]) < shots and key not in chosen[label]:
-            chosen[label].append(key)
-    moved = {key for keys in chosen.values() for key in keys}
-    for row in rows:
-        if table.keys[row] in moved:
-            assigned[row] = "few_shot"
-
-
 def _drop_straddling(
     table: ImageTable, assigned: Sequence[str | None]
 ) -> tuple[set[int], list[str]]:
@@ -255,10 +270,10 @@ def _drop_straddling(
     for key, name in zip(table.keys, assigned, strict=True):
         if name is not None:
             keys_of[name].add(key)
-    tested = keys_of["test_id"] | keys_of["test_ood"]
+    tested = set().union(*(keys_of[name] for name in _TEST if name != "held_out"))
     dropped: dict[str, set[int]] = defaultdict(set)
     for row, (key, name) in enumerate(zip(table.keys, assigned, strict=True)):
-        if name not in _SOURCE:
+        if name not in SOURCE:
             continue
         if key in keys_of["held_out"]:
             dropped["the held-out domain"].add(row)
@@ -266,11 +281,12 @@ def _drop_straddling(
             dropped["the test"].add(row)
         elif name != "val" and key in keys_of["val"]:
             dropped["validation"].add(row)
-    notes = [_left_out(len(rows), place) for place, rows in dropped.items()]
+    notes = [left_out(len(rows), place) for place, rows in dropped.items()]
     return set().union(*dropped.values()), notes
 
 
-def _left_out(count: int, place: str) -> str:
+def left_out(count: int, place: str) -> str:
+    """Return the note about source images that are copies of images elsewhere."""
     images = "image" if count == 1 else "images"
     return f"{count:,} source {images} left out: identical to images of {place}."
 
@@ -279,7 +295,42 @@ def _counts(rows: dict[str, list[int]]) -> str:
     return ", ".join(f"{name} {len(value):,}" for name, value in rows.items() if value) or "none"
 
 
-def _build(table: ImageTable, rows: dict[str, list[int]], notes: Iterable[str]) -> Splits:
+def split_class_names(splits: Splits) -> Splits:
+    """Count labels in seen classes on one side and in unseen ones on the other.
+
+    Training then has no place for an unseen class, and unseen images are ranked among unseen
+    classes alone. With few-shot images the source knows all classes: they are learnt together.
+    Without unseen classes nothing changes. Classes without any image count as seen.
+    """
+    every = splits.unseen_classes.class_names
+    apart = {label for label in splits.unseen_classes.labels if label >= 0}
+    further = {label for label in splits.further_unseen.labels if label >= 0}
+    if not apart and not further:
+        return splits
+    unseen = [name for index, name in enumerate(every) if index in apart]
+    beyond = [name for index, name in enumerate(every) if index in further]
+    seen = [name for index, name in enumerate(every) if index not in apart | further]
+    learnt = [name for index, name in enumerate(every) if index not in further]
+    trained = learnt if len(splits.source.few_shot) else seen
+    source = SourceSplits(
+        **{
+            name: relabel(getattr(splits.source, name), trained)
+            for name in ("train", "val", "few_shot")
+        }
+    )
+    return replace(
+        splits,
+        source=source,
+        test_id=relabel(splits.test_id, seen),
+        held_out=relabel(splits.held_out, seen),
+        unseen_classes=relabel(splits.unseen_classes, unseen),
+        further_unseen=relabel(splits.further_unseen, beyond),
+    )
+
+
+def build(table: ImageTable, rows: dict[str, list[int]], notes: Iterable[str]) -> Splits:
+    """Gather the rows of each split, by its name."""
+
     def part(name: str) -> ImageTable:
         return table.select(rows.get(name, []))
 
@@ -287,83 +338,11 @@ def _build(table: ImageTable, rows: dict[str, list[int]], notes: Iterable[str]) 
         source=SourceSplits(train=part("train"), val=part("val"), few_shot=part("few_shot")),
         test_id=part("test_id"),
         test_ood=part("test_ood"),
+        unseen_classes=part("unseen_classes"),
+        further_unseen=part("further_unseen"),
         held_out=part("held_out"),
         notes=tuple(notes),
     )
-
-
-def seed_hash(*values: object) -> int:
-    """Return DomainBed's seed of some values: md5 of their tuple's text, modulo 2^31."""
-    return int(hashlib.md5(str(values).encode(), usedforsecurity=False).hexdigest(), 16) % 2**31
-
-
-def domainbed_split(
-    num_images: int, trial_seed: int, env_index: int, holdout: float = 0.2
-) -> tuple[list[int], list[int]]:
-    """Return (train, validation) indices of one domain, exactly as DomainBed draws them.
-
-    keys = 0 ... n-1 shuffled by RandomState(seed_hash(trial_seed, env_index)); the first
-    int(n * holdout) are validation. Index i is the i-th image in ImageFolder order; env_index is
-    the domain's place in alphabetical order.
-    """
-    keys = list(range(num_images))
-    np.random.RandomState(seed_hash(trial_seed, env_index)).shuffle(keys)
-    count = int(num_images * holdout)
-    return keys[count:], keys[:count]
-
-
-def make_domainbed_splits(
-    table: ImageTable,
-    held_out_domain: str,
-    trial_seed: int = 0,
-    *,
-    held_out_part: Literal["all", "in"] = "all",
-) -> Splits:
-    """Divide domain/class/image data as DomainBed does for one held-out domain.
-
-    Training is DomainBed's 80 % of every source domain and validation the other 20 %; `test_id`
-    is empty. `held_out` is every image of the held-out domain, or with `held_out_part="in"` its
-    80 % part, which DomainBed calls test_in and published tables report. Source copies of
-    held-out images are left out after the draw, the one departure; copies within the source stay
-    where the formula puts them.
-
-    Raises:
-        UsageError: an unknown held-out domain, fewer than two domains, or images without a domain.
-    """
-    held_out = _domain_index(table, held_out_domain)
-    present = {index for index in table.domains if index >= 0}
-    missing = sum(domain < 0 for domain in table.domains)
-    if missing or len(present) < 2:
-        raise UsageError(
-            f"DomainBed's splits need at least two domains and a domain for every image; there "
-            f"are {len(present)} domain(s) and {missing:,} images without one"
-        )
-    assigned: list[str | None] = [None] * len(table)
-    for env_index, name in enumerate(sorted(table.domain_names)):
-        domain = table.domain_names.index(name)
-        rows = [row for row, value in enumerate(table.domains) if value == domain]
-        rows.sort(key=lambda row: table.names[row].split("/"))
-        train, val = domainbed_split(len(rows), trial_seed, env_index)
-        if domain != held_out:
-            for split, indices in (("train", train), ("val", val)):
-                for index in indices:
-                    assigned[rows[index]] = split
-        else:
-            for index in train if held_out_part == "in" else range(len(rows)):
-                assigned[rows[index]] = "held_out"
-    return _domainbed_result(table, assigned)
-
-
-def _domainbed_result(table: ImageTable, assigned: Sequence[str | None]) -> Splits:
-    tested = {k for k, name in zip(table.keys, assigned, strict=True) if name == "held_out"}
-    rows: dict[str, list[int]] = defaultdict(list)
-    dropped = 0
-    for row, (key, name) in enumerate(zip(table.keys, assigned, strict=True)):
-        if name in _SOURCE and key in tested:
-            dropped += 1
-        elif name is not None:
-            rows[name].append(row)
-    return _build(table, rows, [_left_out(dropped, "the held-out domain")] if dropped else [])
 
 
 def filter_parity(table: ImageTable, parity: Literal["odd", "even"]) -> ImageTable:

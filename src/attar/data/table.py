@@ -6,8 +6,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from attar.errors import AttarError
 from attar.files import atomic_path
@@ -34,11 +36,16 @@ class ImageTable:
     """The split that a manifest names, else None."""
     class_names: tuple[str, ...] = ()
     domain_names: tuple[str, ...] = ()
+    label_sets: tuple[tuple[int, ...], ...] = ()
+    """All classes in each image, as ascending indices into `class_names`; empty, without a row,
+    when the images have one label each. With label sets, `labels` may be -1 everywhere."""
     layout: str = ""
     """What was found, in words: "domain/class/image: 4 domains, 7 classes, 9,991 images"."""
 
     def __post_init__(self) -> None:
         lengths = {name: len(getattr(self, name)) for name in COLUMNS}
+        if self.label_sets:
+            lengths["label_sets"] = len(self.label_sets)
         if len(set(lengths.values())) > 1:
             raise ValueError(f"the columns of an ImageTable differ in length: {lengths}")
 
@@ -51,9 +58,24 @@ class ImageTable:
         return any(label >= 0 for label in self.labels)
 
     @property
+    def has_label_sets(self) -> bool:
+        """Whether the images have several labels each."""
+        return bool(self.label_sets)
+
+    @property
     def has_domains(self) -> bool:
         """Whether at least one image has a domain."""
         return any(domain >= 0 for domain in self.domains)
+
+    def multi_hot(self, indices: Sequence[int]) -> NDArray[np.float32]:
+        """Return which classes are in the images at `indices`, [B, C] of 0 and 1.
+
+        Without label sets, the one label of each image is what is in it.
+        """
+        rows = np.zeros((len(indices), len(self.class_names)), dtype=np.float32)
+        for row, index in enumerate(indices):
+            rows[row, list(_label_set(self, index))] = 1
+        return rows
 
     def select(self, indices: Sequence[int]) -> Self:
         """Return the rows at `indices`, in that order; class and domain names stay."""
@@ -61,6 +83,8 @@ class ImageTable:
             name: tuple(column[i] for i in indices)
             for name, column in ((name, getattr(self, name)) for name in COLUMNS)
         }
+        if self.label_sets:
+            columns["label_sets"] = tuple(self.label_sets[i] for i in indices)
         return replace(self, **columns)
 
     def save(self, path: Path) -> None:
@@ -72,7 +96,11 @@ class ImageTable:
         }
         table = pa.table(
             {name: pa.array(getattr(self, name), _arrow_type(name)) for name in COLUMNS}
-        ).replace_schema_metadata({"attar": json.dumps(names)})
+        )
+        if self.label_sets:
+            column = pa.array(self.label_sets, pa.list_(pa.int32()))
+            table = table.append_column("label_sets", column)
+        table = table.replace_schema_metadata({"attar": json.dumps(names)})
         with atomic_path(path) as temporary:
             pq.write_table(table, temporary)
 
@@ -83,6 +111,8 @@ class ImageTable:
             table = pq.read_table(path)
             names = json.loads(table.schema.metadata[b"attar"])
             columns = {name: tuple(table[name].to_pylist()) for name in COLUMNS}
+            if "label_sets" in table.column_names:
+                columns["label_sets"] = tuple(map(tuple, table["label_sets"].to_pylist()))
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise AttarError(f"{path} is not a table of images ({error}); delete it") from error
         return cls(
@@ -95,6 +125,26 @@ class ImageTable:
 
 def _arrow_type(column: str) -> Any:
     return pa.int32() if column in ("labels", "domains") else pa.string()
+
+
+def _label_set(table: ImageTable, row: int) -> tuple[int, ...]:
+    """Return the classes in one image of a table with or without label sets."""
+    if table.label_sets:
+        return table.label_sets[row]
+    return (table.labels[row],) if table.labels[row] >= 0 else ()
+
+
+def label_sets_among(table: ImageTable, class_names: Sequence[str]) -> tuple[tuple[int, ...], ...]:
+    """Return the label sets as indices into other class names; classes not among them are left out.
+
+    A table without label sets gives none.
+    """
+    place = {name: index for index, name in enumerate(class_names)}
+    found = [place.get(name) for name in table.class_names]
+    return tuple(
+        tuple(sorted(index for index in (found[i] for i in labels) if index is not None))
+        for labels in table.label_sets
+    )
 
 
 def concatenate(tables: Sequence[ImageTable]) -> ImageTable:
@@ -111,8 +161,16 @@ def concatenate(tables: Sequence[ImageTable]) -> ImageTable:
         column: tuple(value for t in tables for value in getattr(t, column))
         for column in ("paths", "names", "keys", "captions", "splits")
     }
+    label_sets: tuple[tuple[int, ...], ...] = ()
+    if any(t.label_sets for t in tables):
+        label_sets = tuple(
+            tuple(sorted(class_of[t.class_names[i]] for i in _label_set(t, row)))
+            for t in tables
+            for row in range(len(t))
+        )
     return ImageTable(
         **plain,
+        label_sets=label_sets,
         labels=tuple(
             class_of[t.class_names[i]] if i >= 0 else -1 for t in tables for i in t.labels
         ),

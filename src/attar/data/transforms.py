@@ -26,6 +26,17 @@ Transform = Callable[[Image.Image], Tensor]
 """RGB image of any size -> uint8 [3, size, size]."""
 
 
+_SQUASHED = 256 / 224
+"""Li et al. squash every image to this many times the student's size before they crop."""
+
+TRAINING_ONLY: dict[str, tuple[Any, ...]] = {
+    "li2023": (),
+    "li2023-randaugment": (transforms.RandAugment(num_ops=2, magnitude=9),),
+}
+"""Augmentations of Li et al. (ICCV 2023) that no recorded view can tell again -> what comes between
+the squashing and the crop; the second is for their ViT students."""
+
+
 def train_transform(name: str, size: int) -> Transform:
     """Return the augmentation of that name: RGB image -> uint8 [3, size, size].
 
@@ -36,8 +47,19 @@ def train_transform(name: str, size: int) -> Transform:
     Raises:
         UsageError: unknown name or a size below 1.
     """
-    recipe = find_recipe(name)
     _check_size(size)
+    if name in TRAINING_ONLY:
+        squashed = round(size * _SQUASHED)
+        return transforms.Compose(
+            [
+                transforms.Resize((squashed, squashed)),
+                *TRAINING_ONLY[name],
+                transforms.RandomResizedCrop(size),
+                transforms.RandomHorizontalFlip(0.5 if name == "li2023" else 0.0),
+                pil_to_tensor,
+            ]
+        )
+    recipe = find_recipe(name)
     if name == "none":
         return eval_transform(size, crop_pct=1.0, interpolation=recipe.interpolation)
     return transforms.Compose([*_operations(recipe, size), pil_to_tensor])

@@ -10,7 +10,7 @@ class EvaluationConfig:
     """How models are measured."""
 
     tasks: tuple[str, ...] = ("zero_shot", "fidelity")
-    """Tasks to run, each on stored features."""
+    """Tasks to run on stored features: zero_shot, generalised_zero_shot, fidelity, coherence."""
 
     batch_size: int = 64
     """Images in one forward pass."""

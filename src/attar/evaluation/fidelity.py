@@ -20,18 +20,13 @@ def fidelity(evidence: Evidence, teacher: Evidence | None, data: EvaluationData)
     if evidence.logits is not None and teacher.logits is not None:
         own, wanted = metrics.top_k(evidence.logits, 1), metrics.top_k(teacher.logits, 1)
         agrees = (own[:, 0], wanted[:, 0])
-    shares_space = (
-        evidence.model.head == teacher.model.head == "embedding"
-        and evidence.model.in_teacher_space
-        and is_same_teacher(evidence.model.teacher_identity, teacher.model.teacher_identity)
-        and evidence.features.shape == teacher.features.shape
-    )
+    comparable = shares_space(evidence, teacher)
     records = []
     for domain, mask in data.domains():
         values = {}
         if agrees is not None:
             values["agreement"] = metrics.agreement(agrees[0][mask], agrees[1][mask])
-        if shares_space:
+        if comparable:
             values["mean_cosine"] = metrics.mean_cosine(
                 evidence.features[mask], teacher.features[mask]
             )
@@ -47,3 +42,13 @@ def fidelity(evidence: Evidence, teacher: Evidence | None, data: EvaluationData)
                 )
             )
     return records
+
+
+def shares_space(evidence: Evidence, teacher: Evidence) -> bool:
+    """Say whether distances between a model's features and the teacher's mean anything."""
+    return (
+        evidence.model.head == teacher.model.head == "embedding"
+        and evidence.model.in_teacher_space
+        and is_same_teacher(evidence.model.teacher_identity, teacher.model.teacher_identity)
+        and evidence.features.shape == teacher.features.shape
+    )

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from attar.data.table import ImageTable
 from attar.errors import UsageError, unknown_name
+from attar.evaluation.coherence import coherence
 from attar.evaluation.config import EvaluationConfig
 from attar.evaluation.evidence import (
     EvaluationData,
@@ -27,13 +28,18 @@ from attar.evaluation.features import features_of
 from attar.evaluation.fidelity import fidelity
 from attar.evaluation.models import TEACHER, EvaluatedModel
 from attar.evaluation.predictions import file_stem, predictions_path, write_predictions
-from attar.evaluation.zero_shot import zero_shot
+from attar.evaluation.zero_shot import generalised_zero_shot, zero_shot
 from attar.files import atomic_path
 from attar.records import Record, append_records, read_records
 
 EvaluationTask = Callable[[Evidence, Evidence | None, EvaluationData], list[Record]]
 
-TASKS: dict[str, EvaluationTask] = {"zero_shot": zero_shot, "fidelity": fidelity}
+TASKS: dict[str, EvaluationTask] = {
+    "zero_shot": zero_shot,
+    "generalised_zero_shot": generalised_zero_shot,
+    "fidelity": fidelity,
+    "coherence": coherence,
+}
 
 _LOG = logging.getLogger(__name__)
 
@@ -135,7 +141,8 @@ def _gather(
     except NotMeasurable as reason:
         _LOG.warning("%s", reason)
         # What an earlier evaluation predicted would pass for this one's.
-        predictions.unlink(missing_ok=True)
+        if config.predictions:
+            predictions.unlink(missing_ok=True)
         return Evidence(model=model, features=features, logits=None)
     if config.predictions:
         write_predictions(predictions, logits, data)

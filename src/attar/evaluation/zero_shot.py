@@ -9,6 +9,8 @@ from attar.evaluation.metrics import Floats
 from attar.records import Record
 
 TASK = "zeroshot_classification"
+GENERALISED = "generalised_zeroshot_classification"
+"""Seen and unseen classes compete: what a deployed model faces."""
 
 
 def zero_shot(evidence: Evidence, teacher: Evidence | None, data: EvaluationData) -> list[Record]:
@@ -16,6 +18,17 @@ def zero_shot(evidence: Evidence, teacher: Evidence | None, data: EvaluationData
 
     Images without a label do not count; without any, or without logits, there are no records.
     """
+    return _measure(evidence, data, TASK)
+
+
+def generalised_zero_shot(
+    evidence: Evidence, teacher: Evidence | None, data: EvaluationData
+) -> list[Record]:
+    """Measure as `zero_shot` does, on data whose classes are the seen and unseen ones together."""
+    return _measure(evidence, data, GENERALISED)
+
+
+def _measure(evidence: Evidence, data: EvaluationData, task: str) -> list[Record]:
     if evidence.logits is None:
         return []
     records = []
@@ -27,7 +40,7 @@ def zero_shot(evidence: Evidence, teacher: Evidence | None, data: EvaluationData
                 make_record(
                     evidence.model,
                     data,
-                    TASK,
+                    task,
                     domain=domain,
                     num_images=int(counted.sum()),
                     metrics=values,

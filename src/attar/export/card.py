@@ -101,6 +101,8 @@ def _data(facts: BundleFacts, spec: StudentSpec) -> str:
 
 def _results(records: Sequence[Record]) -> str:
     """Return the table of results, one row a record, only the columns that some row has."""
+    # What has none of these columns (coherence with the teacher) is the report's to show.
+    records = [record for record in records if not record.metrics.keys().isdisjoint(_METRICS)]
     if not records:
         return "None were measured before the export."
     keys = [key for key in _METRICS if any(key in record.metrics for record in records)]

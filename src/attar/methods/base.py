@@ -15,7 +15,7 @@ from attar.types import Batch, Loss, Outputs
 
 Trainable = Literal["all", "backbone", "projection"]
 Views = Literal["clean", "same", "online"]
-Need = Literal["teacher", "labels", "class_features", "captions", "text", "domains"]
+Need = Literal["teacher", "labels", "label_sets", "class_features", "captions", "text", "domains"]
 
 
 class Objective(nn.Module, abc.ABC):
@@ -23,6 +23,8 @@ class Objective(nn.Module, abc.ABC):
 
     needs_trunk: bool = False
     """Ask the student for its features before the projection."""
+    needs_regions: bool = False
+    """Ask the student for the projected features of each place of its last feature map."""
     needs_anchor: bool = False
     """Ask for the frozen initial student's Outputs on the same images, as `anchor=`."""
 
@@ -100,6 +102,14 @@ class Method:
     """A frozen dataclass; its fields are the command line's `--method.NAME`."""
     phases: Callable[[Any, int, Sizes], tuple[Phase, ...]]
     """(options, total optimiser steps, sizes) -> phases whose steps sum to the total."""
+    asks: Callable[[Any], frozenset[Need]] = lambda options: frozenset()
+    """Further needs that follow from the options."""
+    context: Callable[[Any], int] = lambda options: 0
+    """How many prompt vectors are learnt in front of every class name; 0: prompts are fixed."""
     head: Literal["embedding", "classes"] = "embedding"
     training: Mapping[str, Any] = field(default_factory=dict)
     """Defaults of the training configuration that the paper sets otherwise."""
+
+    def needs_with(self, options: Any) -> frozenset[Need]:
+        """Return all that the method needs of the data when run with these options."""
+        return self.needs | self.asks(options)

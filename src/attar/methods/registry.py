@@ -5,12 +5,13 @@ from typing import Any
 
 from attar.config import coerce_options
 from attar.errors import unknown_name
-from attar.methods import erm, feature_mse, vl2v_adip
+from attar.methods import erm, feature_mse, li2023, vl2v_adip
 from attar.methods.base import Method
 
 METHODS: Mapping[str, Method] = {
     "erm": erm.METHOD,
     "feature-mse": feature_mse.METHOD,
+    "li2023": li2023.METHOD,
     "vl2v-adip": vl2v_adip.METHOD,
 }
 

@@ -52,6 +52,10 @@ STYLES: Mapping[str, tuple[Style, ...]] = {
 }
 
 
+DotLine = tuple[str, Sequence[tuple[Series, float]]]
+"""A line of a dot plot: its heading, and each series' value (NaN for none)."""
+
+
 def series_styles(series: Iterable[Series]) -> dict[Series, Style]:
     """Give each series its look: its role's family, in order of appearance."""
     styles: dict[Series, Style] = {}
@@ -66,43 +70,60 @@ def series_styles(series: Iterable[Series]) -> dict[Series, Style]:
 
 def domain_plot(table: ResultTable, styles: Mapping[Series, Style], alt: str) -> str:
     """Draw one line a domain with a mark for each series' accuracy (or agreement), in percent."""
-    domains = table.domains
-    series = list(dict.fromkeys(row.series for row in table.rows))
-    figure, axes = _new(height=62 + max(32, 18 + 7 * len(series)) * len(domains))
+    lines = [
+        (name, [(row.series, 100 * row.value(table.headline, domain)) for row in table.rows])
+        for name, domain in zip(domain_headings(table), table.domains, strict=True)
+    ]
+    figure, axes = _new(height=_dots_height(lines))
+    _dots(axes, lines, styles)
+    low, high = axes.get_xlim()
+    axes.set_xlim(max(low - 2, -2), min(high + 2, 102))
+    axes.set_xlabel("accuracy, %" if table.headline == "acc1" else "agreement with teacher, %")
+    return to_svg(figure, alt, f"domains {table.dataset} {table.split} {table.task}")
+
+
+def dot_plot(lines: Sequence[DotLine], styles: Mapping[Series, Style], alt: str, key: str) -> str:
+    """Draw one line a heading with a mark for each series' value, from zero on."""
+    figure, axes = _new(height=_dots_height(lines), width=SMALL)
+    _dots(axes, lines, styles)
+    _, high = axes.get_xlim()
+    axes.set_xlim(-0.05 * high, high)
+    return to_svg(figure, alt, key)
+
+
+def _dots_height(lines: Sequence[DotLine]) -> float:
+    series = {one for _, values in lines for one, _ in values}
+    return 62 + max(32, 18 + 7 * len(series)) * len(lines)
+
+
+def _dots(axes: Axes, lines: Sequence[DotLine], styles: Mapping[Series, Style]) -> None:
+    """Put a mark at each finite value, the first line at the top."""
     axes.grid(axis="x", color=LINE, linewidth=0.8)
+    series = list(dict.fromkeys(one for _, values in lines for one, _ in values))
     # Apart in height too, so that equal numbers do not hide each other.
     offsets = dict(zip(series, np.linspace(-0.25, 0.25, max(len(series), 2)), strict=False))
-    for position, domain in enumerate(domains):
-        known = [
-            (row, 100 * value)
-            for row in table.rows
-            if math.isfinite(value := row.value(table.headline, domain))
-        ]
+    for position, (_, values) in enumerate(lines):
+        known = [(one, value) for one, value in values if math.isfinite(value)]
         if not known:
             continue
         numbers = [value for _, value in known]
         axes.plot([min(numbers), max(numbers)], [position] * 2, color=LINE, linewidth=1, zorder=1)
-        for row, value in known:
-            style = styles[row.series]
+        for one, value in known:
             axes.plot(
                 value,
-                position + offsets[row.series],
-                style.marker,
-                color=style.color,
+                position + offsets[one],
+                styles[one].marker,
+                color=styles[one].color,
                 markersize=8.5,
                 markeredgecolor=SURFACE,
                 markeredgewidth=1.2,
-                zorder=3 if row.series.role == "student" else 2,
+                zorder=3 if one.role == "student" else 2,
             )
-    _labels(axes, "y", [_short(name, 22) for name in domain_headings(table)])
-    axes.set_ylim(len(domains) - 0.4, -0.6)
+    _labels(axes, "y", [_short(name, 22) for name, _ in lines])
+    axes.set_ylim(len(lines) - 0.4, -0.6)
     axes.margins(x=0.06)
-    low, high = axes.get_xlim()
-    axes.set_xlim(max(low - 2, -2), min(high + 2, 102))
-    axes.set_xlabel("accuracy, %" if table.headline == "acc1" else "agreement with teacher, %")
     axes.tick_params(axis="y", length=0, labelcolor=INK)
     axes.spines["left"].set_visible(False)
-    return to_svg(figure, alt, f"domains {table.dataset} {table.split} {table.task}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,10 +11,13 @@ from attar import __version__
 from attar.errors import UsageError
 from attar.files import check_writable, write_text
 from attar.report import figures, views
+from attar.report.coherence import coherence_rows, coherence_view
 from attar.report.config import ReportConfig
 from attar.report.read import RunFiles, read_runs
 from attar.report.tables import result_tables, series_labels, with_shared_baseline
 from attar.report.verdict import verdict
+
+_ONLY_COHERENCE = "Only the coherence with the teacher was measured; it stands below."
 
 
 def write_report(runs: Sequence[Path], out: Path, config: ReportConfig | None = None) -> Path:
@@ -43,8 +46,10 @@ def write_report(runs: Sequence[Path], out: Path, config: ReportConfig | None = 
 def render(runs: Sequence[RunFiles], config: ReportConfig) -> str:
     """Return the page as HTML text; the same files give the same text."""
     named = [(run.name, record) for run in runs for record in run.records]
-    tables = result_tables(with_shared_baseline(named))
+    named = with_shared_baseline(named)
+    tables, coherence = result_tables(named), coherence_rows(named)
     series = [row.series for table in tables for row in table.rows]
+    series += [row.series for row in coherence]
     styles, labels = figures.series_styles(series), series_labels(series)
     package = resources.files("attar.report")
     environment = jinja2.Environment(
@@ -56,9 +61,10 @@ def render(runs: Sequence[RunFiles], config: ReportConfig) -> str:
     css = package.joinpath("style.css").read_text(encoding="utf-8")
     page = template.render(
         title=config.title or (runs[0].name if len(runs) == 1 else f"{len(runs)} runs"),
-        verdict=verdict(tables, len(runs)),
+        verdict=verdict(tables, len(runs)) if tables or not coherence else _ONLY_COHERENCE,
         tiles=views.tiles(tables, runs, styles),
         tables=views.table_views(tables, styles, labels, len(runs)),
+        coherence=coherence_view(coherence, styles, labels),
         runs=[views.run_view(run, styles, config) for run in runs],
         css=Markup(css.replace("PALETTE", views.palette())),
         version=__version__,

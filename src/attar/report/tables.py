@@ -24,6 +24,8 @@ NOTHING = "–"
 
 _SIDE_BY_SIDE = ("zeroshot_classification", "fidelity")
 """Tasks that share one table; any other task gets its own, as their accuracies differ in kind."""
+COHERENCE = "coherence"
+"""A task without accuracies: `attar.report.coherence` shows it."""
 METRICS = {
     "mean_per_class_recall": "mean per class",
     "ece": "calibration error",
@@ -124,6 +126,8 @@ def result_tables(named: Iterable[tuple[str, Record]]) -> list[ResultTable]:
     """
     groups: dict[tuple[str, str, str], list[tuple[str, Record]]] = {}
     for run, record in named:
+        if record.task == COHERENCE:
+            continue
         task = "" if record.task in _SIDE_BY_SIDE else record.task
         groups.setdefault((record.dataset, record.split, task), []).append((run, record))
     tables = [

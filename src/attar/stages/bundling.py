@@ -15,7 +15,7 @@ from attar.export.config import BundleFacts, ExportConfig
 from attar.files import read_json
 from attar.records import read_records
 from attar.run import RunFolder
-from attar.stages.embedding import features_for_classes
+from attar.stages import class_space
 from attar.store.store import Store
 from attar.students.student import StudentSpec, load_student
 
@@ -44,7 +44,7 @@ def export(run_dir: Path, out: Path, config: ExportConfig, classes: Path | None 
             raise UsageError(f"{run_dir} is a plain classifier: its classes cannot be changed")
         names, features = student.spec.class_names, None
     else:
-        names, tensor = features_for_classes(run, asked)
+        names, tensor = class_space.features_to_export(run, asked)
         features = tensor.numpy()
     return export_bundle(
         run_dir,
@@ -97,5 +97,5 @@ def _vocabulary(run: RunFolder, path: Path | None) -> Vocabulary | None:
     if path is None:
         return None
     words: ClassList = read_class_list(path)
-    names, features = features_for_classes(run, words)
+    names, features = class_space.features_to_export(run, words)
     return names, np.asarray(features)

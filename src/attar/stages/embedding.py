@@ -38,6 +38,13 @@ class Knowledge:
     class_features: Tensor | None
     """[C, D] unit rows, or None when there is no class list."""
 
+    def of_classes(self, names: Sequence[str]) -> Tensor | None:
+        """Return the class features of some of the classes, in the order of `names`."""
+        if self.class_features is None or tuple(names) == self.class_names:
+            return self.class_features
+        position = {name: index for index, name in enumerate(self.class_names)}
+        return self.class_features[[position[name] for name in names]]
+
 
 def introduce(
     teacher_spec: str | None, store_path: Path, *, needed: bool
@@ -67,6 +74,7 @@ def check_store(
     texts: Sequence[Sequence[str]],
     store_path: Path,
     config: EmbedConfig,
+    captions: Sequence[str] = (),
 ) -> None:
     """Refuse a store that cannot give or take what is asked; write and ask nothing.
 
@@ -74,7 +82,7 @@ def check_store(
         UsageError: a store of another teacher or number format, a folder that is something else,
             too little space, or rows missing while no teacher is given.
     """
-    flat = [text for of_class in texts for text in of_class]
+    flat = [*(text for of_class in texts for text in of_class), *captions]
     if config.views:
         find_recipe(config.view_recipe)
     if teacher is None:
@@ -94,6 +102,7 @@ def consult(
     texts: Sequence[Sequence[str]],
     store_path: Path,
     config: EmbedConfig,
+    captions: Sequence[str] = (),
 ) -> Knowledge:
     """Embed what the store lacks and return what it knows.
 
@@ -103,11 +112,12 @@ def consult(
         texts: for each class its prompts; empty without a class list.
         store_path: created when absent.
         config: how the teacher is asked.
+        captions: further texts that training asks for by what they say.
 
     Raises:
         UsageError: a store of another teacher, or one that lacks rows while no teacher is given.
     """
-    flat = [text for of_class in texts for text in of_class]
+    flat = [*(text for of_class in texts for text in of_class), *captions]
     if teacher is None:
         store = _complete_store(store_path, images, flat)
     else:
@@ -118,7 +128,7 @@ def consult(
         store=store,
         teacher=store.info.teacher,
         class_names=images.class_names,
-        class_features=read_class_features(store, texts) if flat else None,
+        class_features=read_class_features(store, texts) if texts else None,
     )
 
 

@@ -21,8 +21,31 @@ class Job:
     images: ImageTable
     splits: Splits
     texts: Sequence[Sequence[str]]
+    """[C] each class's prompts."""
+    plain_texts: Sequence[str]
+    """[C] each class's name, and its first description where it has one: what prompts are learnt
+    in front of."""
     teacher: Teacher | None
     student: Student
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """What the method needs with its options."""
+        method, options = self.recipe
+        return method.needs_with(options)
+
+    @property
+    def captions(self) -> tuple[str, ...]:
+        """The captions of the training images, each once, where the method learns from them."""
+        if "captions" not in self.needs:
+            return ()
+        tables = (self.source.train, self.source.few_shot)
+        every = (caption for table in tables for caption in table.captions)
+        return tuple(dict.fromkeys(caption for caption in every if caption))
+
+    def plain_text_of(self, class_name: str) -> str:
+        """Return the text that stands for a class where prompts are learnt."""
+        return self.plain_texts[self.images.class_names.index(class_name)]
 
     @property
     def source(self) -> SourceSplits:

@@ -1,6 +1,6 @@
 """From what the teacher said to a trained student."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -13,10 +13,12 @@ from attar.data.table import ImageTable
 from attar.errors import UsageError
 from attar.evaluation.models import features_from_store
 from attar.evaluation.validation import Validator, make_validator
-from attar.methods.base import FrozenClassFeatures, Method, Phase, Sizes
+from attar.methods.base import ClassFeatures, Method, Phase, Sizes
 from attar.run import RunConfig, RunFolder
+from attar.stages import class_space
 from attar.stages.embedding import Knowledge
 from attar.stages.job import Job
+from attar.students.start import take_weights
 from attar.students.student import Student, build_student
 from attar.teachers.base import Teacher, TeacherInfo
 from attar.training.feed import Feed
@@ -25,28 +27,35 @@ from attar.training.seeds import derive_seed
 
 
 def build(
-    config: RunConfig, method: Method, teacher: TeacherInfo | None, images: ImageTable
+    config: RunConfig, method: Method, teacher: TeacherInfo | None, class_names: Sequence[str]
 ) -> Student:
-    """Build the student with its starting weights, reproducibly from the training seed."""
+    """Build the student with its starting weights, reproducibly from the training seed.
+
+    `class_names` are those it is trained on: what a plain classifier can say.
+    """
     torch.manual_seed(config.training.seed)
     if method.head == "classes":
-        return build_student(
+        student = build_student(
             config.student,
-            len(images.class_names),
+            len(class_names),
             config.student_config,
-            class_names=images.class_names,
+            class_names=class_names,
             logit_scale=1.0,
         )
-    if teacher is None:
+    elif teacher is None:
         raise UsageError(f"method {method.name} needs a teacher: give --teacher or --store")
-    return build_student(
-        config.student,
-        teacher.dim,
-        config.student_config,
-        teacher=teacher.name,
-        teacher_identity=teacher.identity,
-        logit_scale=teacher.logit_scale,
-    )
+    else:
+        student = build_student(
+            config.student,
+            teacher.dim,
+            config.student_config,
+            teacher=teacher.name,
+            teacher_identity=teacher.identity,
+            logit_scale=teacher.logit_scale,
+        )
+    if config.start_from is not None:
+        take_weights(student, config.start_from)
+    return student
 
 
 def learn(job: Job, knowledge: Knowledge | None, run: RunFolder) -> Path:
@@ -62,21 +71,23 @@ def learn(job: Job, knowledge: Knowledge | None, run: RunFolder) -> Path:
         training,
         job.student.spec.image_size,
         online=ask_online(job.teacher) if job.teacher is not None and uses_teacher else None,
+        captions="captions" in job.needs,
     )
-    provider = None
-    if knowledge is not None and knowledge.class_features is not None:
-        provider = FrozenClassFeatures(knowledge.class_features)
-    return train(
+    provider = class_space.provider(job, knowledge)
+    folder = train(
         job.student,
         plan_phases(job, feed),
         feed,
         provider,
         training,
         run.path,
-        validate=make_validation(job.source, knowledge, job.config)
+        validate=make_validation(job.source, knowledge, provider, job.config)
         if len(job.source.val)
         else None,
     )
+    if provider is not None:
+        class_space.save_learnt(provider, job, run)
+    return folder
 
 
 def ask_online(teacher: Teacher) -> Callable[[Tensor], Tensor]:
@@ -97,14 +108,17 @@ def plan_phases(job: Job, feed: Feed) -> tuple[Phase, ...]:
 
 
 def make_validation(
-    source: SourceSplits, knowledge: Knowledge | None, config: RunConfig
+    source: SourceSplits,
+    knowledge: Knowledge | None,
+    class_features: ClassFeatures | None,
+    config: RunConfig,
 ) -> Validator:
     """Return the callable that measures a student on source validation images."""
     features = None if knowledge is None else features_from_store(knowledge.store, source.val)
     return make_validator(
         source.val,
         features,
-        None if knowledge is None else knowledge.class_features,
+        class_features,
         batch_size=config.evaluation.batch_size,
         workers=config.evaluation.workers,
     )

@@ -1,5 +1,6 @@
 """Teacher, student and baselines measured side by side on images that training never saw."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import numpy as np
 import torch
 
 from attar.config import to_plain
+from attar.data.class_splits import relabel
 from attar.data.splits import SourceSplits, Splits
 from attar.data.table import ImageTable
 from attar.device import pick_device
@@ -29,6 +31,7 @@ from attar.evaluation.tasks import evaluate_models
 from attar.files import write_json
 from attar.records import Record
 from attar.run import RunConfig, RunFolder
+from attar.stages import class_space
 from attar.stages.embedding import Knowledge
 from attar.store.store import Store
 from attar.students.student import Student, load_student, save_student
@@ -104,34 +107,79 @@ def measure(
 ) -> list[Record]:
     """Calibrate the student on source validation images, then measure every split kept out."""
     student = calibrated_student(splits.source.val, knowledge, config, run)
-    models = [_of_run(student, "student", config.method, run.student)]
+    models = [of_run(student, "student", config.method, run.student)]
     if knowledge is not None:
         models.insert(0, from_store(knowledge.store))
         models += _references(knowledge, splits.source, config, run)
     if config.baseline is not None:
         models.append(open_run(config.baseline, BASELINE))
-    classes = None if knowledge is None else knowledge.class_features
-    dataset = "+".join(path.name for path in config.data.data)
-    named = {
-        "val": splits.source.val,
-        "test_id": splits.test_id,
-        "test_ood": splits.test_ood,
-        "held_out": splits.held_out,
-    }
+    measured = Measured(models=tuple(models), knowledge=knowledge, config=config, run=run)
     records: list[Record] = []
-    for split, table in named.items():
-        if len(table):
-            records += evaluate_models(
-                models,
-                table,
-                split,
-                classes,
-                run.path,
-                dataset,
-                config.evaluation,
-                teacher_identity="" if knowledge is None else knowledge.teacher.identity,
-            )
+    if "coherence" in config.evaluation.tasks and student.spec.head == "embedding":
+        records += measured.coherence_on("train", splits.source.train)
+    for split, table in measured_tables(splits).items():
+        records += measured.on(split, table)
+        if len(splits.unseen_classes) and split in ("test_id", "unseen_classes"):
+            records += measured.among_all(split, table)
     return records
+
+
+def measured_tables(splits: Splits) -> dict[str, ImageTable]:
+    """Return the splits that are measured and hold images: all that training did not learn from."""
+    tables = {k: v for k, v in splits.tables().items() if k not in ("train", "few_shot")}
+    return {name: table for name, table in tables.items() if len(table)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """The models of a run, each ready to be asked about any of its classes."""
+
+    models: tuple[EvaluatedModel, ...]
+    knowledge: Knowledge | None
+    config: RunConfig
+    run: RunFolder
+
+    def on(self, split: str, table: ImageTable) -> list[Record]:
+        """Measure a split whose images are ranked among the table's own classes."""
+        return self._evaluate(split, table, self.config.evaluation)
+
+    def among_all(self, split: str, table: ImageTable) -> list[Record]:
+        """Measure a split whose images are ranked among seen and unseen classes together."""
+        knowledge = self.knowledge
+        if knowledge is None or "zero_shot" not in self.config.evaluation.tasks:
+            return []
+        every = relabel(table, knowledge.class_names)
+        config = replace(
+            self.config.evaluation, tasks=("generalised_zero_shot",), predictions=False
+        )
+        return self._evaluate(split, every, config)
+
+    def coherence_on(self, split: str, table: ImageTable) -> list[Record]:
+        """Measure the coherence with the teacher on images that training learnt from."""
+        config = replace(self.config.evaluation, tasks=("coherence",), predictions=False)
+        return self._evaluate(split, table, config)
+
+    def _evaluate(self, split: str, table: ImageTable, config: EvaluationConfig) -> list[Record]:
+        knowledge, names = self.knowledge, table.class_names
+        return evaluate_models(
+            [with_own_classes(model, names) for model in self.models],
+            table,
+            split,
+            None if knowledge is None else knowledge.of_classes(names),
+            self.run.path,
+            "+".join(path.name for path in self.config.data.data),
+            config,
+            teacher_identity="" if knowledge is None else knowledge.teacher.identity,
+        )
+
+
+def with_own_classes(model: EvaluatedModel, names: Sequence[str]) -> EvaluatedModel:
+    """Give a student whose prompts were learnt the features of these classes under them."""
+    trained = bool(model.method) and model.head == "embedding"
+    if not trained or model.class_features is not None:
+        return model
+    learnt = class_space.learnt_features(Path(model.pretrained), names)
+    return model if learnt is None else replace(model, class_features=learnt.numpy())
 
 
 def _references(
@@ -156,8 +204,8 @@ def open_references(
     projection_only = load_student(folder / "projection-only")
     untrained = load_student(folder / "untrained")
     return [
-        _of_run(projection_only, role, "projection-only", folder / "projection-only"),
-        _of_run(untrained, "untrained", "untrained", folder / "untrained"),
+        of_run(projection_only, role, "projection-only", folder / "projection-only"),
+        of_run(untrained, "untrained", "untrained", folder / "untrained"),
         from_constant(mean, store.info.teacher),
     ]
 
@@ -171,14 +219,16 @@ def calibrated_student(
     numbers are written to RUN/calibration.json and the scale into the student's own file.
     """
     student = load_student(run.student)
-    classes = None if knowledge is None else knowledge.class_features
+    classes = None if knowledge is None else knowledge.of_classes(validation.class_names)
+    learnt = class_space.learnt_features(run.path, validation.class_names)
+    classes = classes if learnt is None else learnt
     plain = student.spec.head == "classes"
     if not len(validation) or (classes is None and not plain):
         return student
     class_features = None if classes is None else unit(classes)
     initial = 1.0 if plain or knowledge is None else knowledge.teacher.logit_scale
     features = features_of(
-        _of_run(student, "student", config.method, run.student),
+        of_run(student, "student", config.method, run.student),
         validation,
         run.path / "features" / "student-val.safetensors",
         batch_size=config.evaluation.batch_size,
@@ -187,7 +237,9 @@ def calibrated_student(
     logits: Any = features if class_features is None or plain else unit(features) @ class_features.T
     targets = np.asarray(validation.labels)
     if not validation.has_labels and knowledge is not None and class_features is not None:
-        teacher = unit(features_from_store(knowledge.store, validation)) @ class_features.T
+        plainly = knowledge.of_classes(validation.class_names)
+        assert plainly is not None
+        teacher = unit(features_from_store(knowledge.store, validation)) @ unit(plainly).T
         targets = softmax(knowledge.teacher.logit_scale * teacher)
     scale = fit_scale(logits, targets, initial)
     confidences = softmax(scale * logits).max(axis=1)
@@ -201,7 +253,8 @@ def calibrated_student(
     return student
 
 
-def _of_run(student: Student, role: str, method: str, folder: Path) -> EvaluatedModel:
+def of_run(student: Student, role: str, method: str, folder: Path) -> EvaluatedModel:
+    """Let a student in that lies in `folder`."""
     return from_student(
         student.to(pick_device()),
         role=role,
@@ -213,9 +266,7 @@ def _of_run(student: Student, role: str, method: str, folder: Path) -> Evaluated
 
 def open_run(path: Path, role: str) -> EvaluatedModel:
     """Let another run's student in, under the method that its configuration names."""
-    return _of_run(
-        load_student(path), role, str(RunFolder(path).option("method")), path / "student"
-    )
+    return of_run(load_student(path), role, str(RunFolder(path).option("method")), path / "student")
 
 
 def evaluate(asked: EvaluationRequest) -> Path:

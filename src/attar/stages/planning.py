@@ -46,7 +46,7 @@ def estimate(job: Job, store_path: Path) -> Estimate:
     asking = 0.0
     if job.teacher is not None:
         store = Store.open(store_path) if (store_path / "store.json").is_file() else None
-        flat = [text for of_class in job.texts for text in of_class]
+        flat = [*(text for of_class in job.texts for text in of_class), *job.captions]
         embed = job.config.embed
         missing = estimate_embed(job.teacher.info, job.images, store, embed, flat)
         if missing.missing_images:
@@ -69,7 +69,8 @@ def _training_seconds(job: Job) -> tuple[int, float]:
     phases = plan_phases(job, feed)
     provider = None
     if job.texts and job.student.spec.head == "embedding":
-        provider = FrozenClassFeatures(torch.randn(len(job.texts), job.student.spec.dim))
+        classes = len(job.source.train.class_names)
+        provider = FrozenClassFeatures(torch.randn(classes, job.student.spec.dim))
     seconds = measure_step(job.student, phases, feed, provider, training).step
     steps = sum(phase.steps for phase in phases)
     return steps, steps * seconds

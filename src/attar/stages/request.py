@@ -9,8 +9,9 @@ from typing import Any
 
 from attar.config import to_plain
 from attar.data.classes import ClassList, read_class_list
+from attar.data.domainbed import make_domainbed_splits
 from attar.data.samplers import make_sampler
-from attar.data.splits import Splits, make_domainbed_splits, make_splits
+from attar.data.splits import Splits, make_splits
 from attar.data.table import ImageTable
 from attar.errors import UsageError
 from attar.evaluation.tasks import find_task
@@ -66,6 +67,8 @@ def check_names(config: RunConfig) -> tuple[Method, Any, ClassList | None]:
             )
     if config.baseline is not None and not (config.baseline / "student").is_dir():
         raise UsageError(f"--baseline {config.baseline} holds no trained student")
+    if config.start_from is not None and not (config.start_from / "student").is_dir():
+        raise UsageError(f"--start-from {config.start_from} holds no trained student")
     for task in config.evaluation.tasks:
         find_task(task)
     classes = read_class_list(config.data.classes) if config.data.classes else None
@@ -104,6 +107,8 @@ def divide(images: ImageTable, config: RunConfig) -> Splits:
         return make_splits(images, config.splits)
     if config.splits.held_out_domain is None:
         raise UsageError("DomainBed's protocol holds one domain out: give --held-out-domain")
+    if config.splits.unseen_share or config.splits.unseen_classes is not None:
+        raise UsageError("DomainBed's protocol has no unseen classes: use --protocol folder")
     if any(split is not None for split in images.splits):
         raise UsageError("DomainBed's protocol makes its own splits: drop the split column")
     return make_domainbed_splits(
@@ -111,8 +116,8 @@ def divide(images: ImageTable, config: RunConfig) -> Splits:
     )
 
 
-def check_needs(method: Method, images: ImageTable) -> None:
-    """Refuse data that lack what the method needs, by name."""
+def check_needs(method: Method, options: Any, images: ImageTable) -> None:
+    """Refuse data that lack what the method needs with these options, by name."""
     has = {
         "teacher": True,
         "labels": images.has_labels,
@@ -128,7 +133,7 @@ def check_needs(method: Method, images: ImageTable) -> None:
         "domains": "domain/class/image folders, or a manifest with a domain column",
         "text": "a store with texts",
     }
-    for need in sorted(method.needs):
+    for need in sorted(method.needs_with(options)):
         if not has[need]:
             raise UsageError(
                 f"method {method.name} needs {need.replace('_', ' ')}, which this data lacks "

@@ -147,6 +147,10 @@ class FrozenTeacher:
             parts.append(self._towers.text(tokens).float())
         return torch.cat(parts)
 
+    def count_cut(self, texts: Sequence[str]) -> int:
+        """Count the texts of which the teacher reads only the beginning."""
+        return self._count_cut(texts)
+
     def _say_cut(self, texts: Sequence[str]) -> None:
         if self._cut_was_said:
             return

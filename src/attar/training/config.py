@@ -25,8 +25,11 @@ class TrainingConfig:
     """`adam` adds weight decay to the gradient, `adamw` decouples it; `sgd` has momentum 0.9."""
     weight_decay: float = 0.05
     """Not applied to biases and normalisation parameters."""
-    schedule: Literal["cosine", "step", "constant"] = "cosine"
-    """Over each phase: `cosine` falls to zero, `step` divides by 10 at 1/2 and at 3/4."""
+    schedule: Literal["cosine", "step", "one-cycle", "constant"] = "cosine"
+    """Over each phase: `cosine` falls to zero, `step` divides by 10 at each milestone, `one-cycle`
+    rises from lr/25 to lr over the first 30 % and falls to lr/250,000 (PyTorch's OneCycleLR)."""
+    milestones: tuple[float, ...] = (0.5, 0.75)
+    """Shares of a phase's steps after which `step` divides the learning rate by 10."""
     warmup: float = 0.05
     """Share of each phase's steps in which the learning rate rises linearly."""
     clip_norm: float | None = None
@@ -38,8 +41,13 @@ class TrainingConfig:
     """`auto` times a few steps each way on this machine and keeps the fastest."""
     sampler: Literal["uniform", "per-domain", "half-few-shot"] = "uniform"
     """How a batch is drawn from the training images."""
-    augmentation: Literal["none", "domainbed", "flip-crop", "imagenet"] = "domainbed"
+    augmentation: Literal[
+        "none", "domainbed", "flip-crop", "imagenet", "li2023", "li2023-randaugment"
+    ] = "domainbed"
     """What the student's images go through."""
+    shared_augmentation: bool = False
+    """Draw one crop and flip for the whole batch, as the official code of Li et al. does; the
+    images then need one size, as `li2023` gives them."""
     workers: int = 2
     """Processes that read images; 0 reads them in the training process."""
     checkpoint_every: int = 200
@@ -71,6 +79,8 @@ class TrainingConfig:
             self._require(name, above=0)
         self._require("warmup", minimum=0, below=1)
         self._require("ema", minimum=0, below=1)
+        if not all(0 < share < 1 for share in self.milestones):
+            raise UsageError(f"--training.milestones {self.milestones}: shares between 0 and 1")
 
     def _require(
         self,

@@ -108,6 +108,7 @@ class Feed:
         *,
         online: Callable[[Tensor], Tensor] | None = None,
         streams: Mapping[str, Callable[[int], Tensor]] | None = None,
+        captions: bool = False,
     ) -> None:
         """Prepare the feed; no image is read yet.
 
@@ -119,6 +120,7 @@ class Feed:
             online: asks the teacher about uint8 images [B, 3, H, W] (on the CPU) and returns
                 [B, D]; needed by phases whose views are "online".
             streams: other named data; each maps a step to its tensor and is a pure function.
+            captions: also give the teacher's features of the images' captions, from the store.
 
         Raises:
             UsageError: the data lacks what the sampler needs.
@@ -136,6 +138,7 @@ class Feed:
         self._labels = torch.tensor(self._table.labels, dtype=torch.int64)
         self._domains = torch.tensor(self._table.domains, dtype=torch.int64)
         self._has_captions = any(caption is not None for caption in self._table.captions)
+        self._embed_captions = captions and store is not None
 
     def __len__(self) -> int:
         """Return the number of training images, few-shot ones included."""
@@ -235,7 +238,10 @@ class Feed:
         for step in steps:
             indices = self._sampler.indices(step, place.rank, place.world)
             first = place.rank * len(indices)
-            seeds = [derive_seed(self._config.seed, step, first + i) for i in range(len(indices))]
+            own = not self._config.shared_augmentation
+            seeds = [
+                derive_seed(self._config.seed, step, first + own * i) for i in range(len(indices))
+            ]
             recorded: Sequence[RecordedView | None] = [None] * len(indices)
             rows = None
             if views == "same" and self._store is not None:
@@ -257,13 +263,31 @@ class Feed:
             images=images,
             keys=tuple(table.keys[i] for i in indices),
             image_features=features,
-            labels=self._labels[indices],
+            labels=self._labels_of(indices),
             domains=self._domains[indices],
             captions=tuple(table.captions[i] for i in indices) if self._has_captions else None,
+            caption_features=self._caption_features(indices) if self._embed_captions else None,
             streams={name: stream(plan.step) for name, stream in self._streams.items()},
         ).to(device)
         pixels = batch.images.contiguous(memory_format=torch.channels_last)
         return replace(batch, images=pixels.float().div_(255))
+
+    def _caption_features(self, indices: Sequence[int]) -> Tensor:
+        """Return [B, D]: the teacher's features of the captions, zeros where there is none."""
+        assert self._store is not None
+        texts = [self._table.captions[i] for i in indices]
+        known = [text for text in texts if text]
+        features = torch.zeros(len(texts), self._store.info.teacher.dim)
+        if known:
+            there = torch.tensor([bool(text) for text in texts])
+            features[there] = torch.from_numpy(self._store.text_features(known)).float()
+        return features
+
+    def _labels_of(self, indices: list[int]) -> Tensor:
+        """Return labels [B], or multi-hot [B, C] for images with several labels."""
+        if self._table.has_label_sets:
+            return torch.from_numpy(self._table.multi_hot(indices))
+        return self._labels[indices]
 
     @cached_property
     def _clean_rows(self) -> NDArray[np.int64]:

@@ -16,21 +16,45 @@ OPTIMIZERS: Mapping[str, Callable[..., torch.optim.Optimizer]] = {
     "sgd": lambda groups, **options: torch.optim.SGD(groups, momentum=0.9, **options),
 }
 
-SCHEDULES: Mapping[str, Callable[[float], float]] = {
-    "cosine": lambda progress: 0.5 * (1 + math.cos(math.pi * progress)),
-    "step": lambda progress: 0.1 ** ((progress >= 0.5) + (progress >= 0.75)),
-    "constant": lambda progress: 1.0,
+SCHEDULES: Mapping[str, Callable[[float, TrainingConfig], float]] = {
+    "cosine": lambda progress, config: _cosine(progress, 1.0, 0.0),
+    "step": lambda progress, config: 0.1 ** sum(progress >= share for share in config.milestones),
+    "one-cycle": lambda progress, config: _one_cycle(progress),
+    "constant": lambda progress, config: 1.0,
 }
 """Share of the phase after warm-up that is over, in [0, 1) -> factor of the peak learning rate."""
 
+_RISE, _FIRST, _LAST = 0.3, 1 / 25, 1 / 250_000
+"""The defaults of PyTorch's OneCycleLR; unlike there, momentum stays as it is."""
+
 
 def learning_rate(config: TrainingConfig, step: int, total_steps: int) -> float:
-    """Return the learning rate of step `step` (from 0) of a phase with `total_steps` steps."""
+    """Return the learning rate of step `step` (from 0) of a phase with `total_steps` steps.
+
+    `one-cycle` has a warm-up of its own and reaches its end in the last step.
+    """
+    if config.schedule == "one-cycle":
+        # OneCycleLR turns at the step _RISE * total - 1, counted from 0, and ends at total - 1.
+        top, end = _RISE * total_steps - 1, total_steps - 1
+        rising = step <= top
+        part = step / top if rising else (step - top) / max(end - top, 1e-9)
+        return config.lr * _one_cycle(_RISE * part if rising else _RISE + (1 - _RISE) * part)
     warmup_steps = round(config.warmup * total_steps)
     if step < warmup_steps:
         return config.lr * (step + 1) / warmup_steps
     progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
-    return config.lr * SCHEDULES[config.schedule](progress)
+    return config.lr * SCHEDULES[config.schedule](progress, config)
+
+
+def _one_cycle(progress: float) -> float:
+    if progress <= _RISE:
+        return _cosine(progress / _RISE, _FIRST, 1.0)
+    return _cosine((progress - _RISE) / (1 - _RISE), 1.0, _LAST)
+
+
+def _cosine(progress: float, start: float, end: float) -> float:
+    """Fall (or rise) from `start` to `end` along half a cosine."""
+    return end + (start - end) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:

@@ -37,23 +37,24 @@ class StepModule(nn.Module):
 
     def forward(self, batch: Batch) -> Loss:
         """Return the loss of a batch whose tensors are on the module's device."""
-        trunk = self.objective.needs_trunk
-        outputs = self._run(self.student, batch.images, trunk)
+        outputs = self._run(self.student, batch.images)
         class_features = None if self.class_features is None else self.class_features()
         extra: dict[str, Any] = {}
         anchor = self._anchor[0]
         if self.objective.needs_anchor and anchor is not None:
             with torch.no_grad():
-                extra["anchor"] = self._run(anchor, batch.images, trunk)
+                extra["anchor"] = self._run(anchor, batch.images)
         loss: Loss = self.objective(outputs, batch, class_features, **extra)
         return loss
 
-    def _run(self, student: Student, images: Tensor, trunk: bool) -> Outputs:
+    def _run(self, student: Student, images: Tensor) -> Outputs:
+        trunk, regions = self.objective.needs_trunk, self.objective.needs_regions
         with autocast(images.device, self.precision):
-            outputs: Outputs = student(images, trunk=trunk)
+            outputs: Outputs = student(images, trunk=trunk, regions=regions)
         return Outputs(
             features=outputs.features.float(),
             trunk=None if outputs.trunk is None else outputs.trunk.float(),
+            regions=None if outputs.regions is None else outputs.regions.float(),
         )
 
     def set_modes(self) -> None:

@@ -1,0 +1,127 @@
+"""Two tables from the records of a grid of unseen classes: accuracy and coherence, a row a row."""
+
+import json
+import statistics
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from attar.files import write_text
+from attar.records import Record
+
+TEACHER = "teacher"
+METRIC = "mean_per_class_recall"
+_ZERO_SHOT = "zeroshot_classification"
+_GENERALISED = "generalised_zeroshot_classification"
+_COHERENCE = (
+    ("relative_coherence", "M_rel ↑", 1.0),
+    ("neighborhood_overlap@5", "M_neigh, k=5 ↑", 1.0),
+    ("alignment_inversions@3", "M_vlalign, k=3 ↓", 1.0),
+)
+_SPLIT_NAMES = {
+    "test_id": "seen classes",
+    "held_out": "seen classes, unseen domain",
+    "unseen_classes": "unseen classes",
+}
+
+Column = tuple[str, str, str]
+"""(task, split, domain)."""
+
+
+def write_class_tables(
+    records: Sequence[Record], folder: Path, rows: Sequence[str], facts: Mapping[str, Any]
+) -> Path:
+    """Write results.jsonl and table.md, both whole or not at all; return the table's path."""
+    lines = [json.dumps(asdict(record), ensure_ascii=False) for record in records]
+    write_text(folder / "results.jsonl", "".join(f"{line}\n" for line in lines))
+    noted = ", ".join(f"{name}: {value}" for name, value in facts.items())
+    parts = [
+        accuracy_table(records, rows),
+        f"Mean per-class accuracy in % ({noted}). Unseen classes are ranked among unseen classes "
+        "alone, except in the columns “among all”.",
+        coherence_table(records, rows),
+    ]
+    write_text(folder / "table.md", "\n\n".join(parts) + "\n")
+    return folder / "table.md"
+
+
+def accuracy_table(records: Iterable[Record], rows: Sequence[str]) -> str:
+    """Return Markdown: for every split and, of unseen classes, every domain, the accuracy in %."""
+    found: dict[str, dict[Column, list[float]]] = defaultdict(lambda: defaultdict(list))
+    chance: dict[Column, float] = {}
+    for record in records:
+        row = _row_of(record)
+        if row is None or METRIC not in record.metrics or record.split not in _SPLIT_NAMES:
+            continue
+        column = (record.task, record.split, record.domain)
+        if column[0] == _GENERALISED and record.domain != "all":
+            continue
+        if record.split != "unseen_classes" and record.domain != "all":
+            continue
+        found[row][column].append(100 * record.metrics[METRIC])
+        chance[column] = 100 / record.extra["num_classes"]
+    columns = sorted({c for row in found.values() for c in row}, key=_column_order)
+    head = ["", *(_column_name(c) for c in columns)]
+    body = [["chance", *(f"{chance[c]:.1f}" for c in columns)]]
+    for row in (TEACHER, *rows):
+        if row in found:
+            body.append([row, *(_text(found[row].get(c, []), row != TEACHER) for c in columns)])
+    return _markdown(head, body)
+
+
+def coherence_table(records: Iterable[Record], rows: Sequence[str]) -> str:
+    """Return Markdown: the paper's three metrics on training images and on unseen classes."""
+    found: dict[tuple[str, str, str], list[float]] = defaultdict(list)
+    for record in records:
+        if record.task == "coherence" and record.domain == "all" and record.role == "student":
+            for metric, _, _ in _COHERENCE:
+                if metric in record.metrics:
+                    key = (record.extra["row"], metric, record.split)
+                    found[key].append(record.metrics[metric])
+    splits = ("train", "unseen_classes")
+    head = ["train / unseen classes", *(title for _, title, _ in _COHERENCE)]
+    body = []
+    for row in rows:
+        values = [
+            [_number(found.get((row, metric, split), [])) for split in splits]
+            for metric, _, _ in _COHERENCE
+        ]
+        if any(text != "–" for pair in values for text in pair):
+            body.append([row, *(" / ".join(pair) for pair in values)])
+    return _markdown(head, body)
+
+
+def _row_of(record: Record) -> str | None:
+    if record.role == "teacher":
+        # With descriptions the teacher reads other texts: only the plain one is the teacher row.
+        return None if "descriptions" in record.extra["row"] else TEACHER
+    return str(record.extra["row"]) if record.role == "student" else None
+
+
+def _column_order(column: Column) -> tuple[int, int, bool, str]:
+    task, split, domain = column
+    return (task == _GENERALISED, list(_SPLIT_NAMES).index(split), domain != "all", domain)
+
+
+def _column_name(column: Column) -> str:
+    task, split, domain = column
+    name = _SPLIT_NAMES[split] + ("" if domain == "all" else f": {domain}")
+    return f"{name}, among all" if task == _GENERALISED else name
+
+
+def _text(values: Sequence[float], spread: bool) -> str:
+    if not values:
+        return "–"
+    mean = f"{statistics.fmean(values):.1f}"
+    return f"{mean} ± {statistics.stdev(values):.1f}" if spread and len(values) > 1 else mean
+
+
+def _number(values: Sequence[float]) -> str:
+    return f"{statistics.fmean(values):.3f}" if values else "–"
+
+
+def _markdown(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---", *(["---:"] * (len(head) - 1))], *body]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)

@@ -1,0 +1,193 @@
+"""Unseen classes: the rows of Li et al.'s tables × seeds, each cell a run folder.
+
+1. For each row, every learning rate is tried on the first seed; the one with the best accuracy on
+   validation images of *seen* classes is kept for all seeds.
+2. Whenever a cell has ended, the table is made again from all the cells' results.
+
+A cell whose results are there is never run again, so the grid goes on where it was killed.
+"""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from attar import pipeline
+from attar.bench.cells import (
+    load_cell,
+    load_cells,
+    save_cell,
+    score_on_source_validation,
+    what_was_run,
+)
+from attar.bench.class_rows import DESCRIPTIONS, config_of
+from attar.bench.class_table import write_class_tables
+from attar.bench.config import ClassesConfig
+from attar.data.emoji import HELD_OUT_FAMILY, emoji_concepts, extract_emoji
+from attar.data.splits import SplitConfig
+from attar.errors import UsageError
+from attar.files import read_json, sha256_file, write_json
+from attar.records import Record, read_records
+from attar.run import DataConfig, RunConfig
+from attar.stages.request import check_names
+
+log = logging.getLogger(__name__)
+
+TASKS = ("zero_shot", "fidelity", "coherence")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassCell:
+    """One run of the grid."""
+
+    row: str
+    seed: int
+    lr: float
+
+    @property
+    def name(self) -> str:
+        """The cell's place below the grid's folder."""
+        return f"{self.row}/seed{self.seed}/lr{self.lr:g}"
+
+    def facts(self) -> dict[str, Any]:
+        """Return what the tables sort the cell's records by."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassGrid:
+    """A grid under way."""
+
+    base: RunConfig
+    config: ClassesConfig
+    out: Path
+    results: Path
+
+
+def run_classes(
+    base: RunConfig, config: ClassesConfig, out: Path, results: Path | None = None
+) -> Path:
+    """Run the grid and return the folder of its results (`out` by default).
+
+    `base` is what all cells share; method, its options, seed and learning rate are set here.
+
+    Raises:
+        UsageError: an unknown row, student or teacher, data without unseen classes, or results
+            that were made with another configuration.
+    """
+    unseen = base.splits.unseen_share or base.splits.unseen_classes
+    is_manifest = all(path.is_file() for path in base.data.data)
+    if not unseen and not is_manifest:
+        raise UsageError(
+            "there are no unseen classes: give --splits.unseen-share 0.5, --splits.unseen-classes "
+            "FILE, or a manifest whose split column names unseen_classes"
+        )
+    evaluation = replace(base.evaluation, tasks=TASKS)
+    base = replace(base, store=base.store or out / "store", evaluation=evaluation, references=False)
+    grid = ClassGrid(base=base, config=config, out=out, results=results or out)
+    for row in config.rows:
+        for cell in _trials(grid, row):  # refuses names and strange results before anything is run
+            check_names(_config_of(grid, cell))
+            _load(grid, cell)
+    for row in config.rows:
+        lr = _choose_lr(grid, row)
+        for seed in config.seeds:
+            _run(grid, ClassCell(row=row, seed=seed, lr=lr))
+            _tabulate(grid)
+    return grid.results
+
+
+def emoji_data(out: Path) -> tuple[DataConfig, SplitConfig, Path]:
+    """Write the shipped emoji and their keywords; return how the grid uses them.
+
+    Half of the concepts are unseen, and Noto's drawings of all of them: an unseen concept in Noto
+    is unseen twice.
+
+    Returns:
+        The images, the splits, and the class list with the Unicode keywords as descriptions.
+    """
+    images = extract_emoji(out / "emoji")
+    described = {
+        concept.name: [f"Keywords: {', '.join(concept.keywords)}."] if concept.keywords else []
+        for concept in emoji_concepts()
+    }
+    descriptions = out / "keywords.json"
+    write_json(descriptions, described)
+    splits = SplitConfig(held_out_domain=HELD_OUT_FAMILY, unseen_share=0.5)
+    return DataConfig(data=(images,)), splits, descriptions
+
+
+def _trials(grid: ClassGrid, row: str) -> list[ClassCell]:
+    seed = grid.config.seeds[0]
+    return [ClassCell(row=row, seed=seed, lr=lr) for lr in grid.config.lrs]
+
+
+def _choose_lr(grid: ClassGrid, row: str) -> float:
+    """Try every learning rate on the first seed; keep the best on seen classes' validation."""
+    scores = {}
+    for cell in _trials(grid, row):
+        scores[cell.lr] = score_on_source_validation(_run(grid, cell), cell.name)
+        log.info("%s, lr %g: %.4f on validation of seen classes", row, cell.lr, scores[cell.lr])
+    chosen = max(scores, key=lambda lr: scores[lr])
+    path = grid.results / "learning-rates.json"
+    noted = read_json(path) if path.is_file() else {}
+    validation = {f"{lr:g}": score for lr, score in scores.items()}
+    noted[row] = {"seen_validation": validation, "chosen": chosen}
+    write_json(path, dict(sorted(noted.items())))
+    return chosen
+
+
+def _config_of(grid: ClassGrid, cell: ClassCell) -> RunConfig:
+    config = config_of(grid.base, cell.row, grid.config.descriptions)
+    return replace(
+        config,
+        splits=replace(config.splits, seed=cell.seed),
+        training=replace(config.training, lr=cell.lr, seed=cell.seed),
+    )
+
+
+def _results_of(grid: ClassGrid, cell: ClassCell) -> Path:
+    return grid.results / "cells" / f"{cell.name}.json"
+
+
+def _what_was_run(config: RunConfig, row: str) -> dict[str, Any]:
+    """Return a cell's options; descriptions count by what they say, not by where they are."""
+    said = what_was_run(config)
+    classes = config.data.classes
+    if DESCRIPTIONS in row and classes is not None and classes.is_file():
+        said[DESCRIPTIONS] = sha256_file(classes)
+    return said
+
+
+def _load(grid: ClassGrid, cell: ClassCell) -> list[Record] | None:
+    return load_cell(_results_of(grid, cell), _what_was_run(_config_of(grid, cell), cell.row))
+
+
+def _run(grid: ClassGrid, cell: ClassCell) -> list[Record]:
+    """Return a cell's records, running it when they are not there."""
+    records = _load(grid, cell)
+    if records is None:
+        config, run = _config_of(grid, cell), grid.out / "cells" / cell.name
+        pipeline.distill(config, run, command=f"attar bench classes ({cell.name})", estimated=False)
+        records = read_records(run / "results.jsonl")
+        save_cell(_results_of(grid, cell), _what_was_run(config, cell.row), records, cell.facts())
+        log.info("cell %s is done", cell.name)
+    return records
+
+
+def _tabulate(grid: ClassGrid) -> None:
+    """Make results.jsonl and table.md from the finished cells with their rows' chosen rates."""
+    chosen = read_json(grid.results / "learning-rates.json")
+    wanted: Sequence[Record] = [
+        record
+        for record in load_cells(grid.results / "cells")
+        if chosen.get(record.extra["row"], {}).get("chosen") == record.extra["lr"]
+    ]
+    facts = {
+        "student": grid.base.student,
+        "steps": grid.base.training.steps,
+        "image size": grid.base.student_config.image_size,
+        "seeds": len(grid.config.seeds),
+    }
+    write_class_tables(wanted, grid.results, grid.config.rows, facts)

@@ -1,0 +1,215 @@
+"""Several labels an image: Li et al.'s method for scenes, and its closed-set baseline.
+
+Li et al. (ICCV 2023, arXiv 2307.03135, robot application): DualCoOp's positive and negative prompts
+(Sun et al., NeurIPS 2022) are compared with every region of the student's last feature map; an
+asymmetric loss trains the probabilities, and the whole image's feature is drawn to the teacher's.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from attar.errors import AttarError, UsageError
+from attar.losses import image_contrastive
+from attar.methods.base import ClassFeatures, Method, Objective, Phase, Sizes, Views
+from attar.methods.prompt_learning import LearntPrompts
+from attar.multilabel import asymmetric_loss, region_probabilities
+from attar.teachers.text_embedding import PromptEncoder
+from attar.types import Batch, Loss, Outputs
+
+
+class PositiveNegativePrompts(ClassFeatures):
+    """Two learnt contexts a class: "it is there" and "it is not there"."""
+
+    def __init__(self, positive: LearntPrompts, negative: LearntPrompts) -> None:
+        super().__init__()
+        self.positive = positive
+        self.negative = negative
+
+    @classmethod
+    def draw(
+        cls, encoder: PromptEncoder, texts: Sequence[str], *, length: int = 8, seed: int = 0
+    ) -> "PositiveNegativePrompts":
+        """Draw both contexts; `texts` [C] (names, with descriptions or not) serve both."""
+        return cls(
+            LearntPrompts(encoder, texts, length=length, seed=2 * seed),
+            LearntPrompts(encoder, texts, length=length, seed=2 * seed + 1),
+        )
+
+    def forward(self) -> Tensor:
+        """Return unit features [2 C, D]: the positive prompts of all classes, then the negative."""
+        return torch.cat([self.positive(), self.negative()])
+
+    def for_classes(self, texts: Sequence[str]) -> "PositiveNegativePrompts":
+        """Return the prompts of other classes with these very contexts."""
+        return PositiveNegativePrompts(
+            self.positive.for_classes(texts), self.negative.for_classes(texts)
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class MultiLabelOptions:
+    """Options of `li2023-multilabel`."""
+
+    image_contrastive: float = 1.0
+    """Weight of the contrastive term between student and teacher images; 0 turns it off."""
+    temperature: float = 0.07
+    """Temperature of regions, prompts and image contrast."""
+    context: int = 8
+    """Learnt context vectors of the positive and of the negative prompt."""
+    gamma_negative: float = 2.0
+    """How much easy negatives are discounted."""
+    gamma_positive: float = 1.0
+    """How much easy positives are discounted."""
+    clip: float = 0.05
+    """Negatives with a probability up to this cost nothing."""
+    views: Views = "clean"
+    """`clean`: the teacher saw the clean image; `same`: recorded views (`--embed.views K`), student
+    and teacher see the same; `online`: the teacher is asked about every augmented image."""
+
+    def __post_init__(self) -> None:
+        for name in ("image_contrastive", "gamma_negative", "gamma_positive"):
+            if getattr(self, name) < 0:
+                option = name.replace("_", "-")
+                raise UsageError(f"--method.{option} {getattr(self, name)}: must be 0 or more")
+        if self.temperature <= 0:
+            raise UsageError(f"--method.temperature {self.temperature}: must be above 0")
+        if not 0 <= self.clip < 1:
+            raise UsageError(f"--method.clip {self.clip}: must be 0 or more, below 1")
+        if self.context < 1:
+            raise UsageError(f"--method.context {self.context}: must be at least 1")
+
+
+class MultiLabelLi2023(Objective):
+    """Asymmetric loss on region probabilities, and image contrast.
+
+    It owns the probability bias; `class_features` are [2 C, D], positive prompts then negative.
+    """
+
+    needs_regions = True
+
+    def __init__(self, options: MultiLabelOptions) -> None:
+        super().__init__()
+        self.options = options
+        self.bias = nn.Parameter(torch.zeros(()))
+
+    def forward(
+        self,
+        outputs: Outputs,
+        batch: Batch,
+        class_features: Tensor | None,
+        anchor: Outputs | None = None,
+    ) -> Loss:
+        """Return the loss of a batch with multi-hot labels [B, C]."""
+        options, targets = self.options, _multi_hot(batch, "li2023-multilabel")
+        if outputs.regions is None or class_features is None:
+            raise AttarError("li2023-multilabel needs regions of the student and class features")
+        if len(class_features) != 2 * targets.shape[1]:
+            raise AttarError(
+                f"li2023-multilabel needs a positive and a negative prompt for each of "
+                f"{targets.shape[1]} labels, not {len(class_features)} class features"
+            )
+        positive, negative = class_features.chunk(2)
+        probabilities = region_probabilities(
+            outputs.regions, positive, negative, self.bias, options.temperature
+        )
+        total = asymmetric_loss(
+            probabilities, targets, options.gamma_negative, options.gamma_positive, options.clip
+        )
+        terms = {"classification": total, "probability_bias": torch.tanh(self.bias).detach()}
+        if options.image_contrastive:
+            if batch.image_features is None:
+                raise AttarError("image contrast needs the teacher's image features in the batch")
+            term = image_contrastive(outputs.features, batch.image_features, options.temperature)
+            terms["image_contrastive"] = term
+            total = total + options.image_contrastive * term
+        return Loss(total=total, terms=terms)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClosedSetOptions:
+    """Options of `closed-set-multilabel`."""
+
+    gamma_negative: float = 2.0
+    """How much easy negatives are discounted."""
+    gamma_positive: float = 1.0
+    """How much easy positives are discounted."""
+    clip: float = 0.05
+    """Negatives with a probability up to this cost nothing."""
+
+    def __post_init__(self) -> None:
+        MultiLabelOptions(
+            gamma_negative=self.gamma_negative, gamma_positive=self.gamma_positive, clip=self.clip
+        )
+
+
+class ClosedSet(Objective):
+    """Asymmetric loss on the sigmoid of the network's own logits [B, C]."""
+
+    def __init__(self, options: ClosedSetOptions) -> None:
+        super().__init__()
+        self.options = options
+
+    def forward(
+        self,
+        outputs: Outputs,
+        batch: Batch,
+        class_features: Tensor | None,
+        anchor: Outputs | None = None,
+    ) -> Loss:
+        """Return the loss of a batch with multi-hot labels [B, C]."""
+        options, targets = self.options, _multi_hot(batch, "closed-set-multilabel")
+        probabilities = torch.sigmoid(outputs.features)
+        term = asymmetric_loss(
+            probabilities, targets, options.gamma_negative, options.gamma_positive, options.clip
+        )
+        return Loss(total=term, terms={"classification": term})
+
+
+def _multi_hot(batch: Batch, method: str) -> Tensor:
+    if batch.labels is None or batch.labels.ndim != 2:
+        raise AttarError(
+            f"{method} needs several labels an image: a manifest with a labels column (a|b|c)"
+        )
+    return batch.labels
+
+
+def _phases(options: MultiLabelOptions, total_steps: int, sizes: Sizes) -> tuple[Phase, ...]:
+    phase = Phase(
+        name="distill",
+        objective=MultiLabelLi2023(options),
+        trainable="all",
+        steps=total_steps,
+        views=options.views,
+    )
+    return (phase,)
+
+
+def _closed_set_phases(
+    options: ClosedSetOptions, total_steps: int, sizes: Sizes
+) -> tuple[Phase, ...]:
+    objective = ClosedSet(options)
+    return (Phase(name="train", objective=objective, trainable="all", steps=total_steps),)
+
+
+METHOD = Method(
+    name="li2023-multilabel",
+    summary="positive and negative prompts learnt on image regions; needs several labels an image",
+    paper="Li et al., ICCV 2023 (arXiv 2307.03135), robot application",
+    needs=frozenset({"teacher", "label_sets", "class_features"}),
+    options=MultiLabelOptions,
+    phases=_phases,
+    context=lambda options: int(options.context),
+)
+
+CLOSED_SET = Method(
+    name="closed-set-multilabel",
+    summary="plain classifier without a teacher, several labels an image; the baseline",
+    paper="Ridnik et al., ICCV 2021 (arXiv 2009.14119); closed-set of Li et al., ICCV 2023",
+    needs=frozenset({"label_sets"}),
+    options=ClosedSetOptions,
+    phases=_closed_set_phases,
+    head="classes",
+)

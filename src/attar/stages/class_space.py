@@ -1,0 +1,136 @@
+"""The class features that a run trains with: fixed ones, or prompts learnt on the way.
+
+Learnt prompts leave two files in the run: objective.safetensors holds the context vectors, and
+class_features.safetensors the features of all of the run's classes under them. Evaluation and
+export read the second and need no teacher.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from attar.data.classes import ClassList
+from attar.errors import UsageError
+from attar.files import atomic_path, read_json
+from attar.methods.base import ClassFeatures, FrozenClassFeatures
+from attar.methods.prompt_learning import LearntPrompts
+from attar.prompts import class_texts, get_templates
+from attar.run import RunFolder
+from attar.stages.embedding import Knowledge, features_for_classes
+from attar.stages.job import Job
+from attar.teachers.base import Teacher
+from attar.teachers.registry import load_teacher
+from attar.teachers.text_embedding import prompt_encoder
+
+_FILE = "class_features.safetensors"
+
+
+def context_length(job: Job) -> int:
+    """Return how many prompt vectors the method learns; 0: its prompts are fixed."""
+    method, options = job.recipe
+    return method.context(options)
+
+
+def check(job: Job) -> None:
+    """Refuse prompts to learn without the text tower that gradients must cross.
+
+    Raises:
+        UsageError: no teacher is given, or one whose tower cannot be used so.
+    """
+    if not context_length(job):
+        return
+    if job.teacher is None:
+        raise UsageError(
+            "prompts are learnt through the teacher's text tower, and a store holds only what it "
+            "said: give --teacher"
+        )
+    prompt_encoder(job.teacher)
+
+
+def provider(job: Job, knowledge: Knowledge | None) -> ClassFeatures | None:
+    """Return what gives the features of the classes that are trained on, or None without any."""
+    names = job.source.train.class_names
+    length = context_length(job)
+    if length and job.teacher is not None:
+        texts = [job.plain_text_of(name) for name in names]
+        seed = job.config.training.seed
+        encoder = prompt_encoder(job.teacher)
+        prompts = LearntPrompts(encoder, texts, length=length, seed=seed, checkpointing=True)
+        _go_on_from(prompts, job.config.start_from)
+        return prompts
+    features = None if knowledge is None else knowledge.of_classes(names)
+    return None if features is None else FrozenClassFeatures(features)
+
+
+def _go_on_from(prompts: LearntPrompts, run: Path | None) -> None:
+    """Let prompts begin as another run learnt them, where it learnt as many."""
+    path = None if run is None else run / "objective.safetensors"
+    context = load_file(path).get("class_features.context") if path and path.is_file() else None
+    if context is not None and context.shape == prompts.context.shape:
+        with torch.no_grad():
+            prompts.context.copy_(context)
+
+
+def save_learnt(trained: ClassFeatures, job: Job, run: RunFolder) -> None:
+    """Write the features of all of the run's classes under the prompts that were learnt."""
+    if not context_length(job):
+        return
+    assert isinstance(trained, LearntPrompts)
+    names = job.images.class_names
+    with torch.no_grad():
+        features = trained.for_classes([job.plain_text_of(name) for name in names])()
+    with atomic_path(run.path / _FILE) as temporary:
+        save_file({"features": features.cpu().contiguous()}, temporary, {"names": "\n".join(names)})
+
+
+def learnt_features(run: Path, names: Sequence[str]) -> Tensor | None:
+    """Return the learnt class features [C, D] of these classes; None where the run has none.
+
+    `run` is a run's folder or that of the student in it.
+    """
+    path = next((p for p in (run / _FILE, run.parent / _FILE) if p.is_file()), None)
+    if path is None:
+        return None
+    with safe_open(path, "pt") as file:
+        position = {name: i for i, name in enumerate(file.metadata()["names"].split("\n"))}
+        features: Tensor = file.get_tensor("features")
+    if any(name not in position for name in names):
+        return None
+    return features[[position[name] for name in names]]
+
+
+def features_to_export(
+    run: RunFolder, classes: ClassList | None, teacher_spec: str | None = None
+) -> tuple[tuple[str, ...], Tensor]:
+    """Return names and class features [C, D] for a run's student: its own classes, or others.
+
+    A run that learnt prompts uses them for any classes; others then pass the teacher's text tower.
+
+    Raises:
+        UsageError: as `features_for_classes`, or learnt prompts for other classes and no teacher.
+    """
+    if not (run.path / _FILE).is_file():
+        return features_for_classes(run, classes, teacher_spec)
+    if classes is None:
+        names = tuple(read_json(run.classes)["names"])
+        features = learnt_features(run.path, names)
+        assert features is not None
+        return names, features
+    spec = teacher_spec or run.option("teacher")
+    if spec is None:
+        raise UsageError(f"{run.path} learnt its prompts: other classes need --teacher")
+    texts = [of[0] for of in class_texts(classes, get_templates("plain"))]
+    return classes.names, _under_learnt(run, load_teacher(spec), texts)
+
+
+def _under_learnt(run: RunFolder, teacher: Teacher, texts: Sequence[str]) -> Tensor:
+    """Return the features [C, D] of other classes under the prompts that a run has learnt."""
+    context = load_file(run.path / "objective.safetensors")["class_features.context"]
+    prompts = LearntPrompts(prompt_encoder(teacher), texts, length=len(context))
+    with torch.no_grad():
+        prompts.context.copy_(context)
+        return prompts().cpu()

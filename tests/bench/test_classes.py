@@ -1,0 +1,240 @@
+"""Unseen classes from end to end: the grid, then few-shot learning from one of its runs."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from tests.bench.small_grid import rows_of
+from tests.doubles import make_openclip_folder
+
+from attar import pipeline
+from attar.bench.class_rows import config_of, words_of
+from attar.bench.classes import run_classes
+from attar.bench.config import ClassesConfig, FewShotConfig
+from attar.bench.few_shot import read_run, run_few_shot
+from attar.data.splits import SplitConfig
+from attar.data.table import ImageTable
+from attar.errors import UsageError
+from attar.evaluation.config import EvaluationConfig
+from attar.files import read_json, write_json
+from attar.records import read_records
+from attar.run import DataConfig, RunConfig, RunFolder, from_options, plain_options
+from attar.stages.retrieval_config import RetrievalConfig
+from attar.store.config import EmbedConfig
+from attar.students.config import StudentConfig
+from attar.training.config import TrainingConfig
+
+NAMES = ("blue", "cyan", "green", "pink", "red", "yellow")
+ROWS = ("closed-set", "classification", "classification+image-contrastive+descriptions")
+LR = 1e-3
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("unseen-classes")
+    make_openclip_folder(folder / "teacher", embed_dim=32, image_size=32, context_length=16)
+    generator = np.random.default_rng(0)
+    for place, name in enumerate(NAMES):
+        for number in range(10):
+            pixels = generator.integers(0, 90, (32, 32, 3), dtype=np.uint8)
+            pixels[..., place % 3] += np.uint8(40 * (1 + place // 3))
+            path = folder / "pictures" / name / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(path)
+    write_json(folder / "described.json", {name: [f"a {name} thing"] for name in NAMES})
+    return folder
+
+
+def base_config(root: Path) -> RunConfig:
+    return RunConfig(
+        data=DataConfig(data=(root / "pictures",)),
+        teacher=f"local-dir:{root / 'teacher'}",
+        student="test_resnet",
+        splits=SplitConfig(val_fraction=0.2, test_fraction=0.2, unseen_share=0.5),
+        student_config=StudentConfig(image_size=32, weights="none"),
+        training=TrainingConfig(steps=2, batch_size=6, workers=0, precision="fp32"),
+        embed=EmbedConfig(workers=0),
+        evaluation=EvaluationConfig(workers=0),
+    )
+
+
+@pytest.fixture(scope="module")
+def grid(root: Path) -> Path:
+    config = ClassesConfig(rows=ROWS, lrs=(LR,), descriptions=root / "described.json")
+    return run_classes(base_config(root), config, root / "out")
+
+
+def run_of(grid: Path, row: str) -> Path:
+    return grid / "cells" / row / "seed0" / f"lr{LR:g}"
+
+
+def test_no_image_of_an_unseen_class_is_trained_on(grid: Path) -> None:
+    images = ImageTable.load(run_of(grid, "classification") / "images.parquet")
+    of_split: dict[str, set[str]] = {}
+    for split, label in zip(images.splits, images.labels, strict=True):
+        of_split.setdefault(str(split), set()).add(images.class_names[label])
+    assert len(of_split["unseen_classes"]) == 3
+    assert of_split["train"] == set(NAMES) - of_split["unseen_classes"]
+    assert not of_split["val"] & of_split["unseen_classes"]
+
+
+def test_the_table_ranks_unseen_classes_alone_and_among_all(grid: Path, tmp_path: Path) -> None:
+    first = tmp_path / "first.md"
+    first.write_text((grid / "table.md").read_text().split("\n\n")[0])
+    rows = rows_of(first)
+    assert rows["chance"]["unseen classes"] == "33.3"
+    assert rows["chance"]["unseen classes, among all"] == "16.7"
+    assert rows["closed-set"]["unseen classes"] == "–"  # it cannot even name them
+    for row in ("teacher", *ROWS[1:]):
+        records = read_records(grid / "results.jsonl")
+        role = "teacher" if row == "teacher" else "student"
+        found = [
+            record.metrics["mean_per_class_recall"]
+            for record in records
+            if record.role == role
+            and record.split == "unseen_classes"
+            and record.task == "zeroshot_classification"
+            and record.domain == "all"
+            and record.extra["row"] == (ROWS[1] if row == "teacher" else row)
+        ]
+        assert rows[row]["unseen classes"] == f"{100 * found[0]:.1f}"
+    coherence = (grid / "table.md").read_text().split("\n\n")[2]
+    assert "M_rel" in coherence
+    assert ROWS[2] in coherence
+    assert "closed-set" not in coherence
+
+
+def test_descriptions_reach_the_prompts(grid: Path) -> None:
+    plain = read_json(run_of(grid, ROWS[1]) / "classes.json")["texts"]
+    enriched = read_json(run_of(grid, ROWS[2]) / "classes.json")["texts"]
+    assert plain[0] == ["a photo of a blue"]
+    assert enriched[0] == ["a blue thing"]
+
+
+def test_the_grid_goes_on_from_its_results_alone(
+    root: Path, grid: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline, "distill", None)  # would fail when called
+    config = ClassesConfig(rows=ROWS, lrs=(LR,), descriptions=root / "described.json")
+    again = run_classes(base_config(root), config, root / "elsewhere", grid)
+    assert again == grid
+    other = replace(base_config(root), student="test_vit")
+    with pytest.raises(UsageError, match="student"):
+        run_classes(other, config, root / "elsewhere", grid)
+
+
+@pytest.mark.parametrize(
+    ("row", "named"),
+    [
+        ("classificaton", "classification"),
+        ("descriptions", "trains nothing"),
+        ("closed-set+classification", "no other word"),
+        ("classification+classification", "twice"),
+    ],
+)
+def test_rows_that_mean_nothing_are_refused(row: str, named: str) -> None:
+    with pytest.raises(UsageError, match=named):
+        words_of(row)
+
+
+def test_a_row_is_a_run(root: Path) -> None:
+    base = base_config(root)
+    config = config_of(base, "image-contrastive+proximity+prompts", None)
+    assert config.method == "li2023"
+    on = {k for k, v in config.method_options.items() if v == 1.0}
+    assert on == {"image_contrastive", "proximity"}
+    assert config.method_options["context"] == 8
+    with pytest.raises(UsageError, match="--descriptions"):
+        config_of(base, "classification+descriptions", None)
+
+
+def test_options_are_read_back_as_they_were_written(grid: Path) -> None:
+    options = RunFolder(run_of(grid, ROWS[2])).options()
+    assert plain_options(from_options(options)) == options
+
+
+def test_fine_tuning_starts_from_the_run_and_keeps_what_it_was(grid: Path, tmp_path: Path) -> None:
+    run = run_of(grid, ROWS[1])
+    training = TrainingConfig(
+        steps=2, batch_size=6, workers=0, precision="fp32", sampler="half-few-shot", lr=1e-4
+    )
+    config = FewShotConfig(shots=2, seeds=(0, 1))
+    out = run_few_shot(run, config, training, RetrievalConfig(), tmp_path)
+    tuned = tmp_path / "finetune" / "seed0"
+    assert RunFolder(tuned).options()["start_from"] == str(run)
+    images = ImageTable.load(tuned / "images.parquet")
+    assert images.splits.count("few_shot") == 2 * 3
+    records = read_records(out / "results.jsonl")
+    before = {
+        record.extra["few_shot_seed"]: record
+        for record in records
+        if record.role == "baseline"
+        and record.split == "unseen_classes"
+        and record.task == "zeroshot_classification"
+    }
+    assert set(before) == {0, 1}
+    assert all(record.num_images == (10 - 2) * 3 for record in before.values())
+    rows = rows_of(out / "table.md")
+    assert "±" in rows["fine-tuned"]["unseen_classes"]
+    assert "zero-shot, before" in rows
+
+
+@pytest.mark.parametrize("keys", ["student", "teacher"])
+def test_retrieval_needs_no_training(grid: Path, tmp_path: Path, keys: str) -> None:
+    run = run_of(grid, ROWS[1])
+    config = FewShotConfig(how="retrieval", shots=3)
+    asked = RetrievalConfig(keys=keys, views=2)
+    out = run_few_shot(run, config, TrainingConfig(), asked, tmp_path)
+    rows = rows_of(out / "table.md")
+    assert set(rows) == {"zero-shot", f"retrieval, keys of the {keys}"}
+    assert not (tmp_path / "retrieval" / "by-name" / "student").exists()
+
+
+def test_further_classes_stay_unseen(grid: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="fewer than two"):
+        # Half of three classes cannot be two and two.
+        run_few_shot(
+            run_of(grid, ROWS[1]),
+            FewShotConfig(shots=1, share=0.5),
+            TrainingConfig(steps=1, sampler="half-few-shot", workers=0),
+            RetrievalConfig(),
+            tmp_path,
+        )
+
+
+def test_only_a_finished_run_with_unseen_classes_can_learn_more(
+    root: Path, grid: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match="no run folder"):
+        read_run(tmp_path)
+    config = replace(base_config(root), splits=SplitConfig(), method="feature-mse")
+    run = pipeline.distill(config, tmp_path / "all-seen", estimated=False)
+    with pytest.raises(UsageError, match="all of its classes"):
+        run_few_shot(
+            run, FewShotConfig(), TrainingConfig(), RetrievalConfig(), tmp_path / "few-shot"
+        )
+
+
+def test_prompts_are_learnt_saved_measured_and_exported(root: Path, tmp_path: Path) -> None:
+    from attar.runtime.bundle import Bundle
+    from attar.stages.class_space import learnt_features
+
+    config = replace(
+        base_config(root),
+        method="li2023",
+        method_options={"context": 2, "image_contrastive": 0.0},
+        evaluation=EvaluationConfig(workers=0),
+    )
+    run = pipeline.distill(config, tmp_path / "prompts", estimated=False)
+    learnt = learnt_features(run, NAMES)
+    assert learnt is not None
+    plain = read_json(run / "classes.json")
+    assert plain["names"] == list(NAMES)
+    bundle = Bundle.open(pipeline.export(run, tmp_path / "bundle"))
+    np.testing.assert_allclose(bundle.labels.features, learnt.numpy(), atol=1e-6)
+    with pytest.raises(UsageError, match="--teacher"):
+        pipeline.distill(
+            replace(config, teacher=None, store=run / "store"), tmp_path / "again", estimated=False
+        )
