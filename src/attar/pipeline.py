@@ -25,6 +25,7 @@ from attar.stages import (
     measuring,
     planning,
     request,
+    snapshots,
 )
 from attar.stages.embedding import Knowledge
 from attar.stages.job import Job
@@ -87,6 +88,7 @@ def _run(
             learning.learn(job, knowledge, run)
             if processes.is_main:
                 measuring.measure(job.splits, knowledge, config, run)
+                snapshots.measure_snapshots(job.splits, knowledge, config, run)
                 write_text(run.done, "")
             processes.wait()
 

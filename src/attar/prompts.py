@@ -114,7 +114,7 @@ def _texts_of(name: str, descriptions: Sequence[str], templates: Sequence[str]) 
 
 
 def _words(text: str) -> str:
-    """Return the words alone: "Black-footed" and "black footed" are the same, "ant" is no "plant"."""
+    """Return the words alone: "Black-footed" is "black footed", and no "plant" has an "ant"."""
     return " ".join(re.findall(r"\w+", text.replace("_", " ").casefold()))
 
 

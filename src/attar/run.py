@@ -190,6 +190,11 @@ class RunFolder:
         return self.path / "student"
 
     @property
+    def snapshots(self) -> Path:
+        """Students kept at the ends of the last epochs."""
+        return self.path / "snapshots"
+
+    @property
     def results(self) -> Path:
         """One measurement a line."""
         return self.path / "results.jsonl"

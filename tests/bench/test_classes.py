@@ -238,3 +238,31 @@ def test_prompts_are_learnt_saved_measured_and_exported(root: Path, tmp_path: Pa
         pipeline.distill(
             replace(config, teacher=None, store=run / "store"), tmp_path / "again", estimated=False
         )
+
+
+def test_results_are_averaged_over_the_last_epochs(root: Path, tmp_path: Path) -> None:
+    config = replace(
+        base_config(root),
+        method="li2023",
+        training=replace(base_config(root).training, steps=None, epochs=3, snapshots=2),
+    )
+    run = pipeline.distill(config, tmp_path / "run", estimated=False)
+    kept = sorted(path.name for path in (run / "snapshots").iterdir())
+    train = ImageTable.load(run / "images.parquet").splits.count("train")
+    epoch = -(-train // 6)
+    total = -(-3 * train // 6)
+    assert kept == [f"{total - epoch:08d}", f"{total:08d}"]
+    means = {
+        (r.task, r.split, r.domain): r
+        for r in read_records(run / "results.jsonl")
+        if r.role == "student, mean of the last epochs"
+    }
+    record = means["zeroshot_classification", "unseen_classes", "all"]
+    alone = [
+        r.metrics["acc1"]
+        for name in kept
+        for r in read_records(run / "evaluations" / "snapshots" / name / "results.jsonl")
+        if (r.role, r.task, r.split) == ("student", record.task, record.split)
+    ]
+    assert len(alone) == record.extra["students"] == 2
+    assert record.metrics["acc1"] == pytest.approx(np.mean(alone))

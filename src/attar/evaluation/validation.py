@@ -43,7 +43,8 @@ def make_validator(
     It returns, as far as they can be known: `loss`, `acc1`, `mean_per_class_recall`, `agreement`
     (share of images put into the teacher's class), `mean_cosine` with the teacher, and `selection`,
     the number that chooses the best checkpoint (higher is better): recall averaged over classes
-    where labels and a classifier exist, else agreement, else mean cosine.
+    where labels and a classifier exist, else mean cosine, which moves with every image, else
+    agreement, which moves in steps of one.
 
     `loss` is smooth in the weights: cross-entropy on labels where `selection` uses labels, else the
     KL divergence from the teacher's class probabilities, else 2 - 2 cos.
@@ -104,11 +105,12 @@ def _measure(
         own, theirs = metrics.top_k(logits, 1), metrics.top_k(teacher_logits, 1)
         result["agreement"] = metrics.agreement(own[:, 0], theirs[:, 0])
         losses.append(kl_distillation(logits, teacher_logits, temperature=1.0))
-        chosen.append(result["agreement"])
     if wanted is not None and not plain:
         result["mean_cosine"] = metrics.mean_cosine(outputs, wanted)
         losses.append(feature_mse(outputs, wanted))
         chosen.append(result["mean_cosine"])
+    if "agreement" in result:
+        chosen.append(result["agreement"])
     if not chosen:
         raise UsageError(
             "validation has nothing to measure by: it needs labels and class features, or a "

@@ -20,6 +20,7 @@ from attar.evaluation.features import features_of
 from attar.evaluation.metrics import softmax, unit
 from attar.evaluation.models import (
     BASELINE,
+    STUDENT,
     EvaluatedModel,
     features_from_store,
     from_constant,
@@ -114,14 +115,7 @@ def measure(
     if config.baseline is not None:
         models.append(open_run(config.baseline, BASELINE))
     measured = Measured(models=tuple(models), knowledge=knowledge, config=config, run=run)
-    records: list[Record] = []
-    if "coherence" in config.evaluation.tasks and student.spec.head == "embedding":
-        records += measured.coherence_on("train", splits.source.train)
-    for split, table in measured_tables(splits).items():
-        records += measured.on(split, table)
-        if len(splits.unseen_classes) and split in ("test_id", "unseen_classes"):
-            records += measured.among_all(split, table)
-    return records
+    return measured.all_of(splits)
 
 
 def measured_tables(splits: Splits) -> dict[str, ImageTable]:
@@ -138,6 +132,18 @@ class Measured:
     knowledge: Knowledge | None
     config: RunConfig
     run: RunFolder
+
+    def all_of(self, splits: Splits) -> list[Record]:
+        """Measure every split that holds images which training did not learn from."""
+        records: list[Record] = []
+        in_space = any(m.head == "embedding" for m in self.models if m.role == STUDENT)
+        if "coherence" in self.config.evaluation.tasks and in_space:
+            records += self.coherence_on("train", splits.source.train)
+        for split, table in measured_tables(splits).items():
+            records += self.on(split, table)
+            if len(splits.unseen_classes) and split in ("test_id", "unseen_classes"):
+                records += self.among_all(split, table)
+        return records
 
     def on(self, split: str, table: ImageTable) -> list[Record]:
         """Measure a split whose images are ranked among the table's own classes."""

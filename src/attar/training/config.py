@@ -53,9 +53,14 @@ class TrainingConfig:
     checkpoint_every: int = 200
     """Steps between checkpoints; a killed run goes on from the last one."""
     validate_every: int | None = None
-    """Steps between validations on source images; by default only at the end of each phase."""
+    """Steps between validations on source images; by default only at the end of each phase, and
+    ten times a phase where the best weights are wanted."""
     selection: Literal["last", "best"] = "last"
-    """Which weights end a phase: the last ones, or the best on source validation images."""
+    """Which weights end a phase: the last ones, or the best on source validation images, those that
+    the phase began with among them."""
+    snapshots: int = 0
+    """Students kept at the ends of the last N epochs; results are then also averaged over them (Li
+    et al. report the mean of the last 5 epochs)."""
     objective_lr_factor: float = 1.0
     """Learning rate of the objective's own parameters relative to the student's."""
     seed: int = 0
@@ -73,7 +78,7 @@ class TrainingConfig:
             raise UsageError("give --training.steps or --training.epochs, not both")
         for name in ("steps", "validate_every", "batch_size", "checkpoint_every", "log_every"):
             self._require(name, minimum=1)
-        for name in ("workers", "weight_decay", "objective_lr_factor"):
+        for name in ("workers", "weight_decay", "objective_lr_factor", "snapshots"):
             self._require(name, minimum=0)
         for name in ("epochs", "lr", "clip_norm"):
             self._require(name, above=0)
@@ -97,6 +102,12 @@ class TrainingConfig:
         if math.isfinite(below):
             wanted += f" and below {below:g}"
         raise UsageError(f"--training.{name.replace('_', '-')} {value}: must be {wanted}")
+
+    def validation_interval(self, phase_steps: int) -> int | None:
+        """Return the steps between validations in a phase, or None: only at its end."""
+        if self.validate_every is None and self.selection == "best":
+            return max(1, phase_steps // 10)
+        return self.validate_every
 
     def total_steps(self, num_images: int, global_batch: int) -> int:
         """Return the budget in optimiser steps: `steps`, or ⌈epochs · num_images / global_batch⌉.

@@ -148,6 +148,10 @@ class Feed:
         """Return the images of one step over all processes."""
         return self._sampler.global_batch(world)
 
+    def steps_per_epoch(self, world: int = 1) -> int:
+        """Return the steps that show each training image about once."""
+        return self._sampler.steps_per_epoch(world)
+
     def total_steps(self, world: int | None = None) -> int:
         """Return the configured budget in optimiser steps, see `TrainingConfig.total_steps`.
 

@@ -18,7 +18,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 
-from attar.device import autocast, pick_device, to_channels_last
+from attar.device import pick_device, to_channels_last
 from attar.errors import AttarError, UsageError
 from attar.files import atomic_path
 from attar.methods.base import ClassFeatures, Phase
@@ -39,9 +39,10 @@ from attar.training.feed import Feed, Place
 from attar.training.finite import NAN_FILE, is_finite, not_finite
 from attar.training.log import Meter, MetricsLog
 from attar.training.optim import build_optimizer, learning_rate, set_learning_rate
-from attar.training.precision import choose_precision
+from attar.training.precision import choose_precision, settle_precision
 from attar.training.progress import TrainingBar
 from attar.training.seeds import derive_seed
+from attar.training.snapshots import Snapshots
 from attar.training.step import StepModule
 from attar.types import Batch, Loss
 
@@ -93,7 +94,7 @@ def train(
     plan = tuple((phase.name, phase.steps) for phase in phases)
     if state is not None and state.plan != plan:
         raise UsageError(
-            f"{run_dir} holds a run with phases {_describe(state.plan)}, not {_describe(plan)}; "
+            f"{run_dir} holds a run with phases {dict(state.plan)} (steps), not {dict(plan)}; "
             "choose another folder or delete it"
         )
     if state is not None and state.done and (run_dir / "student").is_dir():
@@ -118,10 +119,6 @@ def train(
     return run_dir / "student"
 
 
-def _describe(plan: Sequence[tuple[str, int]]) -> str:
-    return " + ".join(f"{name} ({steps} steps)" for name, steps in plan)
-
-
 @dataclass(kw_only=True)
 class _Training:
     """A run under way."""
@@ -141,6 +138,7 @@ class _Training:
     lr: float = field(init=False, default=0.0)
     log: MetricsLog | None = field(init=False, default=None)
     bar: TrainingBar = field(init=False)
+    snapshots: Snapshots = field(init=False)
 
     @property
     def place(self) -> Place:
@@ -179,14 +177,13 @@ class _Training:
 
     def _choose_precision(self) -> str:
         """Return the configured precision, or time the longest phase's step; changes no weight."""
-        device, wanted = self.place.device, self.config.precision
-        if wanted != "auto":
-            with autocast(device, wanted):  # refuses what the device cannot do
-                return wanted
         phase = max(self.phases, key=lambda phase: phase.steps)
-        batch = next(iter(self.feed.batches(range(1), phase.views, self.place)))
-        chosen = [choose_precision(self._step_module(phase, "fp32"), batch)]
-        return str(broadcast_object_list(chosen)[0])
+
+        def measure() -> str:
+            batch = next(iter(self.feed.batches(range(1), phase.views, self.place)))
+            return choose_precision(self._step_module(phase, "fp32"), batch)
+
+        return settle_precision(self.config.precision, self.place.device, measure)
 
     def _step_module(self, phase: Phase, precision: str) -> StepModule:
         module = StepModule(self.student, phase, self.class_features, precision, self.anchor)
@@ -197,6 +194,8 @@ class _Training:
     def run(self) -> None:
         """Run what is left of the phases, then save the student."""
         total = sum(phase.steps for phase in self.phases)
+        epoch = self.feed.steps_per_epoch(self.place.world)
+        self.snapshots = Snapshots(self.run_dir, total, epoch, self.config.snapshots)
         main = self.accelerator.is_main_process
         with ExitStack() as stack:
             if main:
@@ -226,6 +225,9 @@ class _Training:
         wrapped, optimizer = self.accelerator.prepare(module, optimizer)
         module.set_modes()
         end = first + phase.steps
+        if self.state.step == first and self.config.selection == "best":
+            self._validate(index, averager)
+            module.set_modes()
         batches = iter(self.feed.batches(range(self.state.step, end), phase.views, self.place))
         for step in range(self.state.step, end):
             began = time.perf_counter()
@@ -284,10 +286,13 @@ class _Training:
         ends = step == end
         if ends or step % config.log_every == 0:
             self._write_log(phase)
-        validates = ends or (config.validate_every and step % config.validate_every == 0)
+        interval = config.validation_interval(self.phases[index].steps)
+        validates = ends or (interval and step % interval == 0)
         if validates and self.validate is not None:
             self._validate(index, averager)
             module.set_modes()
+        if self.snapshots.due(step) and self.accelerator.is_main_process:
+            self.snapshots.save(self.student, averager, step)
         if not ends and (validates or step % config.checkpoint_every == 0):
             average = {} if averager is None else averager.state_dict()
             self._save_last({"average": average}, optimizer.state_dict())

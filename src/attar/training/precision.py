@@ -5,8 +5,9 @@ import time
 from collections.abc import Callable
 
 import torch
+from accelerate.utils import broadcast_object_list
 
-from attar.device import supported_precisions, synchronize
+from attar.device import autocast, supported_precisions, synchronize
 from attar.training.step import StepModule
 from attar.types import Batch
 
@@ -56,3 +57,15 @@ def choose_precision(module: StepModule, batch: Batch) -> str:
     timings = ", ".join(f"{name} {value * 1000:.0f} ms" for name, value in seconds.items())
     log.info("precision auto chose %s (a step: %s)", chosen, timings)
     return chosen
+
+
+def settle_precision(wanted: str, device: torch.device, measure: Callable[[], str]) -> str:
+    """Return the precision that all processes compute in: the wanted one, or the measured one.
+
+    Raises:
+        UsageError: the device cannot compute in the wanted one.
+    """
+    if wanted != "auto":
+        with autocast(device, wanted):
+            return wanted
+    return str(broadcast_object_list([measure()])[0])
