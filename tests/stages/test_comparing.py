@@ -190,6 +190,16 @@ def test_images_that_the_run_learnt_from_are_left_out(
     assert f"left out {len(images) - len(kept)} of {len(images)} images" in caplog.text
 
 
+def test_the_images_that_a_run_learnt_from_can_be_asked_for(
+    root: Path, run: Path, tmp_path: Path
+) -> None:
+    images = ImageTable.load(run / "images.parquet")
+    trained = {k for k, s in zip(images.keys, images.splits, strict=True) if s == "train"}
+    assert set(compare(run, root / "seen", tmp_path, split="train").images.keys) == trained
+    with pytest.raises(UsageError, match="trained on none"):
+        compare(run, root / "new", tmp_path / "new", split="train")
+
+
 def test_nothing_but_known_images_is_refused(root: Path, run: Path, tmp_path: Path) -> None:
     images = ImageTable.load(run / "images.parquet")
     for path, name, split in zip(images.paths, images.names, images.splits, strict=True):

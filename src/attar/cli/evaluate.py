@@ -22,7 +22,8 @@ class Compared:
     compare: tuple[str, ...] = field(default=())
     """Further models: runs, bundles, or OpenCLIP names; may be given several times."""
     split: str = "test_ood"
-    """The name under which these images stand in the results."""
+    """The name under which these images stand in the results. `train` keeps those that the run
+    learnt from, for their coherence; any other name leaves them out."""
     out: Path | None = None
     """Where results go; `RUN/evaluations/DATA` by default."""
 

@@ -1,10 +1,12 @@
 """The command line: one command a stage, each imported only when it is called."""
 
+import ast
 import logging
 import os
 import sys
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TextIO
 
 from cyclopts import App, CycloptsError, Parameter
@@ -35,25 +37,42 @@ bench = App(
     "For example: `attar bench domains --data PACS/ --teacher pocket --out runs/pacs`",
 )
 
-app.command("attar.cli.caption:caption")
-app.command("attar.cli.demo:demo")
-app.command("attar.cli.describe:describe")
-app.command("attar.cli.distill:distill")
-app.command("attar.cli.embed:embed")
-app.command("attar.cli.evaluate:evaluate")
-app.command("attar.cli.export:export")
-app.command("attar.cli.few_shot:few_shot")
-app.command("attar.cli.lists:lists")
-app.command("attar.cli.predict:predict")
-app.command("attar.cli.predict:latency")
-app.command("attar.cli.report:report")
+_COMMANDS: Sequence[tuple[App, str, str | None]] = (
+    (app, "caption:caption", None),
+    (app, "demo:demo", None),
+    (app, "describe:describe", None),
+    (app, "distill:distill", None),
+    (app, "embed:embed", None),
+    (app, "evaluate:evaluate", None),
+    (app, "export:export", None),
+    (app, "few_shot:few_shot", None),
+    (app, "lists:lists", None),
+    (app, "predict:predict", None),
+    (app, "predict:latency", None),
+    (app, "report:report", None),
+    (store, "store:info", None),
+    (store, "store:verify", None),
+    (store, "store:import_", "import"),
+    (bench, "bench:domains", None),
+    (bench, "bench:classes", None),
+)
+"""Group, module and function of every command; a module is imported when its command is called."""
+
+
+def _explanation(module: str, function: str) -> str:
+    """Return what a command's docstring says above its parameters, without importing it."""
+    source = Path(__file__).with_name(f"{module}.py").read_text(encoding="utf-8")
+    for node in ast.parse(source).body:
+        if isinstance(node, ast.FunctionDef) and node.name == function:
+            return (ast.get_docstring(node) or "").partition("\n\nParameters\n")[0]
+    raise LookupError(f"{module}.py has no function {function}")
+
+
+for _group, _target, _name in _COMMANDS:
+    _help = _explanation(*_target.split(":"))
+    _group.command(f"attar.cli.{_target}", name=_name, help=_help)
 app.command(store)
-store.command("attar.cli.store:info")
-store.command("attar.cli.store:verify")
-store.command("attar.cli.store:import_", name="import")
 app.command(bench)
-bench.command("attar.cli.bench:domains")
-bench.command("attar.cli.bench:classes")
 
 _GROUPS = {
     "--training": "steps 200",

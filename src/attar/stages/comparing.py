@@ -80,7 +80,10 @@ def gather(asked: Comparison) -> EvaluationRequest:
     known = _known_classes(asked.run)
     classes = read_class_list(asked.data.classes) if asked.data.classes else None
     images = read_image_table(asked.data, classes, out, superset=True)
-    images = _leave_out(images, asked.run)
+    if asked.split == "train":
+        images = _only_training(images, asked.run)
+    else:
+        images = _leave_out(images, asked.run)
     own = known.fit(images.class_names, part=student.head == "classes")
     own = own and (classes is None or known.bundle is not None)
     if own:
@@ -180,6 +183,18 @@ def _leave_out(images: ImageTable, path: Path) -> ImageTable:
             f"{len(images):,}",
             path,
         )
+    return images.select(kept)
+
+
+def _only_training(images: ImageTable, path: Path) -> ImageTable:
+    """Return the images that the run learnt from: coherence is compared on them too."""
+    run = RunFolder(_place(path))
+    if not run.images.is_file():
+        raise UsageError(f"{path} does not say what it was trained on: --split train needs a run")
+    trained = set(_of_splits(run.images, "train", "few_shot").keys)
+    kept = [row for row, key in enumerate(images.keys) if key in trained]
+    if not kept:
+        raise UsageError(f"{path} was trained on none of these {len(images):,} images")
     return images.select(kept)
 
 
