@@ -42,10 +42,24 @@ def common() -> ModuleType:
 
 
 def test_every_script_is_tested() -> None:
-    scripts = {path.stem for path in BENCHMARKS.glob("*.py")} - {"common"}
+    scripts = {path.stem for path in BENCHMARKS.glob("*.py")} - {"common", "all"}
     assert scripts == set(RATIOS)
     readme = (BENCHMARKS / "README.md").read_text(encoding="utf-8")
     assert all(f"python benchmarks/{name}.py" in readme for name in scripts)
+
+
+def test_all_of_them_make_one_line(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    together = importlib.import_module("all")
+    assert set(together.NAMES) == set(RATIOS)
+    monkeypatch.setattr(together, "NAMES", ("cached_step",))
+    together.main(["--smoke", "--out", str(tmp_path / "all.json")])
+    (line,) = capfd.readouterr().out.splitlines()
+    assert json.loads(line) == json.loads((tmp_path / "all.json").read_text())
+    assert list(json.loads(line)["ratios"]["cached_step"]) == RATIOS["cached_step"]
+    with pytest.raises(SystemExit):
+        together.run_one("cached_step", ["--images", "0"])
 
 
 @pytest.mark.parametrize("name", RATIOS)

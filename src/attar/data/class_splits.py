@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from attar.data.classes import normalise_name, read_class_list
-from attar.data.table import ImageTable
+from attar.data.table import ImageTable, label_sets_among
 from attar.errors import UsageError
 from attar.files import sha256_text
 
@@ -25,9 +25,15 @@ def assign_unseen(
     Images that a manifest gives a split, and so its own unseen classes, stay where they are.
 
     Raises:
-        UsageError: names that no image has, fewer than two classes on either side, or a class that
-            would be both seen and unseen.
+        UsageError: names that no image has, fewer than two classes on either side, a class that
+            would be both seen and unseen, or images with several labels, which a manifest divides.
     """
+    if table.has_label_sets and (names is not None or share):
+        raise UsageError(
+            "an image with several labels may hold seen and unseen ones: name the splits in the "
+            "manifest's split column, and leave --splits.unseen-share and --splits.unseen-classes "
+            "out"
+        )
     if names is not None:
         unseen = _named(table, names)
     elif share:
@@ -61,10 +67,16 @@ def draw_unseen(class_names: Sequence[str], share: float, seed: int) -> tuple[st
 def relabel(table: ImageTable, class_names: Sequence[str]) -> ImageTable:
     """Return the table with the labels counted in other class names, which hold all it uses.
 
+    Of images with several labels, those that `class_names` lack are left out instead.
+
     Raises:
         UsageError: an image has a label that `class_names` lacks.
     """
     position = {name: index for index, name in enumerate(class_names)}
+    if table.has_label_sets:
+        labels = tuple(position.get(table.class_names[i], -1) if i >= 0 else -1 for i in table.labels)
+        sets = label_sets_among(table, class_names)
+        return replace(table, labels=labels, label_sets=sets, class_names=tuple(class_names))
     used = sorted({label for label in table.labels if label >= 0})
     lacking = [
         table.class_names[label] for label in used if table.class_names[label] not in position
@@ -73,6 +85,11 @@ def relabel(table: ImageTable, class_names: Sequence[str]) -> ImageTable:
         raise UsageError(f"images are labelled {lacking[0]!r}, which is not among the classes")
     labels = tuple(position[table.class_names[i]] if i >= 0 else -1 for i in table.labels)
     return replace(table, labels=labels, class_names=tuple(class_names))
+
+
+def names_in(table: ImageTable) -> frozenset[str]:
+    """Return the names of all labels that some image of a table with label sets has."""
+    return frozenset(table.class_names[label] for labels in table.label_sets for label in labels)
 
 
 def _present(table: ImageTable) -> tuple[str, ...]:

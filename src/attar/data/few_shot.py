@@ -26,6 +26,11 @@ class Shots:
 
 def move_few_shot(table: ImageTable, assigned: list[str | None], shots: Shots) -> None:
     """Move a few images of each unseen class to few-shot training: the first by name, or drawn."""
+    if table.has_label_sets:
+        raise UsageError(
+            f"few_shot {shots.count}: an image with several labels is no shot of one class; name "
+            "the few-shot images in the manifest's split column instead"
+        )
     out = "unseen_classes" if "unseen_classes" in assigned else "test_ood"
     rows = [row for row, name in enumerate(assigned) if name == out]
     if not any(table.labels[row] >= 0 for row in rows):

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from attar.data.class_splits import assign_unseen, relabel
+from attar.data.class_splits import assign_unseen, names_in, relabel
 from attar.data.few_shot import Shots, move_few_shot
 from attar.data.table import ImageTable
 from attar.errors import UsageError, unknown_name
@@ -95,6 +95,10 @@ class Splits:
             "further_unseen": self.further_unseen,
             "held_out": self.held_out,
         }
+
+    def seen_labels(self) -> frozenset[str]:
+        """Return the labels of training and validation images with several each, few-shot aside."""
+        return names_in(self.source.train) | names_in(self.source.val)
 
     def describe(self) -> str:
         """Return the counts in words: "train 700, val 100, test_id 200"."""
@@ -301,7 +305,11 @@ def split_class_names(splits: Splits) -> Splits:
     Training then has no place for an unseen class, and unseen images are ranked among unseen
     classes alone. With few-shot images the source knows all classes: they are learnt together.
     Without unseen classes nothing changes. Classes without any image count as seen.
+
+    Images of unseen classes with several labels show seen ones too: those keep all names.
     """
+    if splits.unseen_classes.has_label_sets:
+        return _split_label_names(splits)
     every = splits.unseen_classes.class_names
     apart = {label for label in splits.unseen_classes.labels if label >= 0}
     further = {label for label in splits.further_unseen.labels if label >= 0}
@@ -325,6 +333,24 @@ def split_class_names(splits: Splits) -> Splits:
         held_out=relabel(splits.held_out, seen),
         unseen_classes=relabel(splits.unseen_classes, unseen),
         further_unseen=relabel(splits.further_unseen, beyond),
+    )
+
+
+def _split_label_names(splits: Splits) -> Splits:
+    """Count in the labels that training images have, wherever unseen ones have no place."""
+    every, seen = splits.unseen_classes.class_names, splits.seen_labels()
+    names = [name for name in every if name in seen]
+    trained = every if len(splits.source.few_shot) else names
+    source = SourceSplits(
+        train=relabel(splits.source.train, trained),
+        val=relabel(splits.source.val, trained),
+        few_shot=relabel(splits.source.few_shot, trained),
+    )
+    return replace(
+        splits,
+        source=source,
+        test_id=relabel(splits.test_id, names),
+        held_out=relabel(splits.held_out, names),
     )
 
 

@@ -106,9 +106,16 @@ class Method:
     """Further needs that follow from the options."""
     context: Callable[[Any], int] = lambda options: 0
     """How many prompt vectors are learnt in front of every class name; 0: prompts are fixed."""
+    paired_prompts: bool = False
+    """Whether each class has two learnt prompts, "it is there" and "it is not there"."""
     head: Literal["embedding", "classes"] = "embedding"
     training: Mapping[str, Any] = field(default_factory=dict)
     """Defaults of the training configuration that the paper sets otherwise."""
+
+    @property
+    def gives_several_labels(self) -> bool:
+        """Whether its student says of every label if it is in the image."""
+        return "label_sets" in self.needs
 
     def needs_with(self, options: Any) -> frozenset[Need]:
         """Return all that the method needs of the data when run with these options."""

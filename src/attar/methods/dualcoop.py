@@ -5,6 +5,7 @@ Li et al. (ICCV 2023, arXiv 2307.03135, robot application): DualCoOp's positive 
 asymmetric loss trains the probabilities, and the whole image's feature is drawn to the teacher's.
 """
 
+import abc
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -30,13 +31,20 @@ class PositiveNegativePrompts(ClassFeatures):
 
     @classmethod
     def draw(
-        cls, encoder: PromptEncoder, texts: Sequence[str], *, length: int = 8, seed: int = 0
+        cls,
+        encoder: PromptEncoder,
+        texts: Sequence[str],
+        *,
+        length: int = 8,
+        seed: int = 0,
+        checkpointing: bool = False,
     ) -> "PositiveNegativePrompts":
         """Draw both contexts; `texts` [C] (names, with descriptions or not) serve both."""
-        return cls(
-            LearntPrompts(encoder, texts, length=length, seed=2 * seed),
-            LearntPrompts(encoder, texts, length=length, seed=2 * seed + 1),
+        positive, negative = (
+            LearntPrompts(encoder, texts, length=length, seed=one, checkpointing=checkpointing)
+            for one in (2 * seed, 2 * seed + 1)
         )
+        return cls(positive, negative)
 
     def forward(self) -> Tensor:
         """Return unit features [2 C, D]: the positive prompts of all classes, then the negative."""
@@ -82,18 +90,45 @@ class MultiLabelOptions:
             raise UsageError(f"--method.context {self.context}: must be at least 1")
 
 
-class MultiLabelLi2023(Objective):
+class MultiLabelObjective(Objective):
+    """Asymmetric loss on the probability of each label."""
+
+    options: "MultiLabelOptions | ClosedSetOptions"
+
+    @abc.abstractmethod
+    def probabilities(self, outputs: Outputs, class_features: Tensor | None) -> Tensor:
+        """Return the probability [B, C] that each label is in the image."""
+
+    def asymmetric(self, probabilities: Tensor, targets: Tensor) -> Tensor:
+        """Return the loss of probabilities [B, C] against multi-hot targets [B, C]."""
+        options = self.options
+        return asymmetric_loss(
+            probabilities, targets, options.gamma_negative, options.gamma_positive, options.clip
+        )
+
+
+class MultiLabelLi2023(MultiLabelObjective):
     """Asymmetric loss on region probabilities, and image contrast.
 
     It owns the probability bias; `class_features` are [2 C, D], positive prompts then negative.
     """
 
     needs_regions = True
+    options: MultiLabelOptions
 
     def __init__(self, options: MultiLabelOptions) -> None:
         super().__init__()
         self.options = options
         self.bias = nn.Parameter(torch.zeros(()))
+
+    def probabilities(self, outputs: Outputs, class_features: Tensor | None) -> Tensor:
+        """Return the probability [B, C] that each label is in the image."""
+        if outputs.regions is None or class_features is None:
+            raise AttarError("li2023-multilabel needs regions of the student and class features")
+        positive, negative = class_features.chunk(2)
+        return region_probabilities(
+            outputs.regions, positive, negative, self.bias, self.options.temperature
+        )
 
     def forward(
         self,
@@ -104,20 +139,12 @@ class MultiLabelLi2023(Objective):
     ) -> Loss:
         """Return the loss of a batch with multi-hot labels [B, C]."""
         options, targets = self.options, _multi_hot(batch, "li2023-multilabel")
-        if outputs.regions is None or class_features is None:
-            raise AttarError("li2023-multilabel needs regions of the student and class features")
-        if len(class_features) != 2 * targets.shape[1]:
+        if class_features is not None and len(class_features) != 2 * targets.shape[1]:
             raise AttarError(
                 f"li2023-multilabel needs a positive and a negative prompt for each of "
                 f"{targets.shape[1]} labels, not {len(class_features)} class features"
             )
-        positive, negative = class_features.chunk(2)
-        probabilities = region_probabilities(
-            outputs.regions, positive, negative, self.bias, options.temperature
-        )
-        total = asymmetric_loss(
-            probabilities, targets, options.gamma_negative, options.gamma_positive, options.clip
-        )
+        total = self.asymmetric(self.probabilities(outputs, class_features), targets)
         terms = {"classification": total, "probability_bias": torch.tanh(self.bias).detach()}
         if options.image_contrastive:
             if batch.image_features is None:
@@ -145,12 +172,16 @@ class ClosedSetOptions:
         )
 
 
-class ClosedSet(Objective):
+class ClosedSet(MultiLabelObjective):
     """Asymmetric loss on the sigmoid of the network's own logits [B, C]."""
 
     def __init__(self, options: ClosedSetOptions) -> None:
         super().__init__()
         self.options = options
+
+    def probabilities(self, outputs: Outputs, class_features: Tensor | None) -> Tensor:
+        """Return the probability [B, C] that each label is in the image."""
+        return torch.sigmoid(outputs.features)
 
     def forward(
         self,
@@ -160,11 +191,8 @@ class ClosedSet(Objective):
         anchor: Outputs | None = None,
     ) -> Loss:
         """Return the loss of a batch with multi-hot labels [B, C]."""
-        options, targets = self.options, _multi_hot(batch, "closed-set-multilabel")
-        probabilities = torch.sigmoid(outputs.features)
-        term = asymmetric_loss(
-            probabilities, targets, options.gamma_negative, options.gamma_positive, options.clip
-        )
+        targets = _multi_hot(batch, "closed-set-multilabel")
+        term = self.asymmetric(self.probabilities(outputs, class_features), targets)
         return Loss(total=term, terms={"classification": term})
 
 
@@ -202,6 +230,7 @@ METHOD = Method(
     options=MultiLabelOptions,
     phases=_phases,
     context=lambda options: int(options.context),
+    paired_prompts=True,
 )
 
 CLOSED_SET = Method(

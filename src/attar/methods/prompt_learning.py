@@ -4,7 +4,9 @@ Zhou et al., IJCV 2022 (arXiv 2109.01134), as Li et al. (ICCV 2023) use it: one 
 classes, independent of the image, [SOS][context x 8][name (and description).][EOS].
 """
 
+import copy
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -95,6 +97,13 @@ class LearntPrompts(ClassFeatures):
             checkpointing=self._checkpointing,
         )
         other.context = self.context
+        return other
+
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "LearntPrompts":
+        """Copy the context; the frozen text tower is shared."""
+        other = self.for_classes(self._texts)
+        other.context = copy.deepcopy(self.context, memo)
         return other
 
 

@@ -5,13 +5,15 @@ from typing import Any
 
 from attar.config import coerce_options
 from attar.errors import unknown_name
-from attar.methods import erm, feature_mse, li2023, vl2v_adip
+from attar.methods import dualcoop, erm, feature_mse, li2023, vl2v_adip
 from attar.methods.base import Method
 
 METHODS: Mapping[str, Method] = {
+    "closed-set-multilabel": dualcoop.CLOSED_SET,
     "erm": erm.METHOD,
     "feature-mse": feature_mse.METHOD,
     "li2023": li2023.METHOD,
+    "li2023-multilabel": dualcoop.METHOD,
     "vl2v-adip": vl2v_adip.METHOD,
 }
 

@@ -13,9 +13,11 @@ from attar.errors import UsageError
 from attar.export.bundle import check_out, export_bundle
 from attar.export.config import BundleFacts, ExportConfig
 from attar.files import read_json
+from attar.methods.registry import find_method
 from attar.records import read_records
 from attar.run import RunFolder
 from attar.stages import class_space
+from attar.stages.request import no_bundle
 from attar.store.store import Store
 from attar.students.student import StudentSpec, load_student
 
@@ -36,6 +38,9 @@ def export(run_dir: Path, out: Path, config: ExportConfig, classes: Path | None 
             f"{run_dir} holds a run that is not finished; give its command again, it goes on "
             f"where it stopped ({run_dir / 'command.txt'})"
         )
+    method = find_method(str(run.option("method")))
+    if method.gives_several_labels:
+        raise UsageError(f"{run_dir}: {no_bundle(method)}")
     student = load_student(run_dir)
     check_out(out, student)
     asked = read_class_list(classes) if classes else None

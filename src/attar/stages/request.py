@@ -89,6 +89,8 @@ def check_splits(splits: Splits, config: RunConfig) -> None:
 
 def check_export(config: ExportConfig, method: Method, class_names: Sequence[str]) -> None:
     """Refuse an export that could only fail after the training."""
+    if method.gives_several_labels:
+        raise UsageError(f"--export: {no_bundle(method)}")
     if method.head == "embedding" and not class_names:
         raise UsageError("--export needs classes to write into the bundle; give --classes FILE")
     if config.vocabulary is None:
@@ -99,6 +101,14 @@ def check_export(config: ExportConfig, method: Method, class_names: Sequence[str
             "--export.vocabulary out"
         )
     read_class_list(config.vocabulary)
+
+
+def no_bundle(method: Method) -> str:
+    """Return why a student with several labels an image cannot be exported."""
+    return (
+        f"method {method.name} gives several labels an image, and a bundle answers with one; "
+        "measure it with attar evaluate, or use its RUN/student folder from Python"
+    )
 
 
 def divide(images: ImageTable, config: RunConfig) -> Splits:
@@ -120,7 +130,8 @@ def check_needs(method: Method, options: Any, images: ImageTable) -> None:
     """Refuse data that lack what the method needs with these options, by name."""
     has = {
         "teacher": True,
-        "labels": images.has_labels,
+        "labels": images.has_labels and not images.has_label_sets,
+        "label_sets": images.has_label_sets,
         "class_features": bool(images.class_names),
         "captions": any(caption is not None for caption in images.captions),
         "domains": images.has_domains,
@@ -128,6 +139,7 @@ def check_needs(method: Method, options: Any, images: ImageTable) -> None:
     }
     ways = {
         "labels": "class/image folders, or a manifest with a label column",
+        "label_sets": "a manifest with a labels column (a|b|c)",
         "class_features": "--classes FILE, or labelled images",
         "captions": "a manifest with a caption column",
         "domains": "domain/class/image folders, or a manifest with a domain column",
