@@ -21,6 +21,8 @@ COMMANDS = (
     "predict",
     "latency",
     "report",
+    "select-texts",
+    "serve-teacher",
     "store",
     "store info",
     "store verify",

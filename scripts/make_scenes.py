@@ -5,9 +5,9 @@
 Each scene shows 2 to 5 different concepts on a plain or graded background. Of 26 concepts drawn by
 the seed, half are seen: scenes of `train` and `test_id` hold seen concepts alone, those of
 `unseen_classes` and `few_shot` at least one seen and one unseen. Writes the images, `manifest.csv`
-(path, labels, split), `seen.txt`, `unseen.txt` and `descriptions.json` (each concept's Unicode
-keywords). The same arguments give the same pictures: a scene depends on the seed, its split and
-its number alone.
+(path, labels, split), `zero_shot.csv` (the same without the few-shot scenes), `seen.txt`,
+`unseen.txt` and `descriptions.json` (each concept's Unicode keywords). The same arguments give the
+same pictures: a scene depends on the seed, its split and its number alone.
 """
 
 import argparse
@@ -154,7 +154,7 @@ def compose(
 def write_scenes(
     out: Path, concepts: Concepts, counts: dict[str, int], size: int, seed: int
 ) -> None:
-    """Write the images and the manifest."""
+    """Write the images and the two manifests."""
     rows = []
     for number, split in enumerate(SPLITS):
         (out / split).mkdir(parents=True, exist_ok=True)
@@ -164,8 +164,10 @@ def write_scenes(
             name = f"{split}/{index:05d}.png"
             compose(concepts, labels, size, generator).save(out / name)
             rows.append((name, "|".join(labels), split))
-    with (out / "manifest.csv").open("w", encoding="utf-8", newline="") as file:
-        csv.writer(file).writerows([("path", "labels", "split"), *rows])
+    without = [row for row in rows if row[-1] != "few_shot"]
+    for name, listed in (("manifest.csv", rows), ("zero_shot.csv", without)):
+        with (out / name).open("w", encoding="utf-8", newline="") as file:
+            csv.writer(file).writerows([("path", "labels", "split"), *listed])
 
 
 def main() -> None:

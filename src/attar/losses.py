@@ -209,6 +209,72 @@ def caption_contrastive(
     return (negatives.logsumexp(dim=1) - positives).sum() / max(len(positives), 1)
 
 
+def score_distillation(
+    student: Tensor,
+    teacher: Tensor,
+    text_features: Tensor,
+    temperature: float = 1.0,
+    scale: float = 100.0,
+) -> Tensor:
+    """KL(teacher ‖ student) between images and sentences that nothing pairs, in both directions.
+
+    Sun et al., ICCV 2023 (DIME-FM, arXiv 2303.18232), L_vl as its official code computes it: with
+    P = softmax(scale · cos / T), the divergence of each image's distribution over the sentences,
+    mean over images, plus that of each sentence's distribution over the images, mean over
+    sentences. There is no factor T².
+
+    Args:
+        student: [B, D] the student's image features.
+        teacher: [B, D] the teacher's image features; no gradient reaches them.
+        text_features: [N, D] the teacher's text features; no gradient reaches them.
+        temperature: T > 0.
+        scale: what cosines are multiplied by, before T.
+    """
+    texts = text_features.detach()
+    own_BN = _cosines(student, texts) * scale
+    wanted_BN = _cosines(teacher.detach(), texts) * scale
+    to_texts = _mean_divergence(wanted_BN, own_BN, temperature)
+    return to_texts + _mean_divergence(wanted_BN.T, own_BN.T, temperature)
+
+
+def pseudo_score_distillation(
+    student: Tensor, teacher: Tensor, temperature: float = 3.0, scale: float = 100.0
+) -> Tensor:
+    """2 · KL(teacher ‖ student) where the teacher's image features stand in for sentences.
+
+    Sun et al., ICCV 2023 (DIME-FM, arXiv 2303.18232), L_pvl as its official code computes it:
+    cosines v vᵀ against u vᵀ, one direction, doubled, the diagonal included, without a factor T².
+
+    Args:
+        student: [B, D] the student's image features.
+        teacher: [B, D] the teacher's image features; no gradient reaches them.
+        temperature: T > 0.
+        scale: what cosines are multiplied by, before T.
+    """
+    images = teacher.detach()
+    own_BB, wanted_BB = _cosines(student, images), _cosines(images, images)
+    return 2 * _mean_divergence(wanted_BB * scale, own_BB * scale, temperature)
+
+
+def distance_preservation(
+    student: Tensor, teacher: Tensor, temperature: float = 7.0, scale: float = 100.0
+) -> Tensor:
+    """2 · KL(teacher ‖ student) between the images' cosines under each of the two.
+
+    Sun et al., ICCV 2023 (DIME-FM, arXiv 2303.18232), L_udist as its official code computes it:
+    cosines v vᵀ against u uᵀ, doubled, the diagonal included, without a factor T².
+
+    Args:
+        student: [B, D] the student's image features.
+        teacher: [B, D] the teacher's image features; no gradient reaches them.
+        temperature: T > 0.
+        scale: what cosines are multiplied by, before T.
+    """
+    images = teacher.detach()
+    own_BB, wanted_BB = _cosines(student, student), _cosines(images, images)
+    return 2 * _mean_divergence(wanted_BB * scale, own_BB * scale, temperature)
+
+
 def aligned(teacher: Tensor, class_features: Tensor, labels: Tensor) -> Tensor:
     """Say for which samples the teacher's nearest class is their label: bool [B].
 
@@ -231,3 +297,10 @@ def _cosines(rows: Tensor, columns: Tensor) -> Tensor:
 def _cross_entropy_of_pairs(logits_BB: Tensor) -> Tensor:
     """Return the mean cross-entropy with the diagonal as the targets."""
     return -F.log_softmax(logits_BB, dim=1).diagonal().sum() / max(len(logits_BB), 1)
+
+
+def _mean_divergence(wanted: Tensor, own: Tensor, temperature: float) -> Tensor:
+    """Return KL(softmax(wanted/T) ‖ softmax(own/T)) over the columns, mean over the rows."""
+    log_p = F.log_softmax(wanted / temperature, dim=1)
+    log_q = F.log_softmax(own / temperature, dim=1)
+    return (log_p.exp() * (log_p - log_q)).sum() / max(len(own), 1)

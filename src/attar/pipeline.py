@@ -19,22 +19,26 @@ from attar.run import DataConfig, RunConfig, RunFolder
 from attar.stages import (
     bundling,
     class_space,
+    corpus,
+    domain_texts,
     embedding,
     images,
     learning,
     measuring,
     planning,
     request,
+    several_labels,
     snapshots,
 )
 from attar.stages.embedding import Knowledge
 from attar.stages.job import Job
 from attar.stages.measuring import EvaluationRequest
 from attar.store.config import EmbedConfig
+from attar.store.cost import EmbedCost
 
 log = logging.getLogger(__name__)
 
-__all__ = ["distill", "embed", "estimate", "evaluate", "export"]
+__all__ = ["distill", "embed", "embed_cost", "estimate", "evaluate", "export"]
 
 
 def distill(
@@ -103,14 +107,14 @@ def _prepare(
     method, options, classes = request.check_names(config)
     domain, store = config.splits.held_out_domain, config.store or run.store
     table = images.read_image_table(config.data, classes, notes, held_out_domain=domain)
-    request.check_needs(method, options, table)
+    request.check_needs(method, options, table, config.texts)
     if bundle is not None:
         request.check_export(bundle, method, table.class_names)
     splits = request.divide(table, config)
     request.check_splits(splits, config)
     texts = embedding.prompts_of(classes, table, config.data.templates)
     needed = "teacher" in method.needs or config.store is not None
-    teacher, info = embedding.introduce(config.teacher, store, needed=needed)
+    teacher, info = embedding.introduce(config.teacher, store, needed=needed, config=config.embed)
     job = Job(
         config=config,
         recipe=(method, options),
@@ -120,10 +124,14 @@ def _prepare(
         plain_texts=[of[0] for of in embedding.prompts_of(classes, table, "plain")],
         teacher=teacher,
         student=learning.build(config, method, info, splits.source.train.class_names),
+        teacher_dim=None if info is None else info.dim,
     )
     if info is not None:
         embedding.check_store(teacher, table, texts, store, config.embed, job.captions)
+    corpus.check(job, store)
+    domain_texts.check(job, store)
     class_space.check(job)
+    several_labels.check(job)
     return job
 
 
@@ -131,15 +139,41 @@ def _consult(job: Job, store: Path) -> Knowledge | None:
     """Ask the teacher; a method that needs none goes on alone when none was given."""
     if job.teacher is None and "teacher" not in job.recipe[0].needs and job.config.store is None:
         return None
+    corpus.consult(job, store)
+    domain_texts.consult(job, store)
     return embedding.consult(
         job.teacher, job.images, job.texts, store, job.config.embed, job.captions
     )
 
 
-def embed(data: DataConfig, teacher: str, out: Path, config: EmbedConfig | None = None) -> Path:
-    """Ask the teacher about every image and class of `data`, once ever; return the store."""
+def embed(
+    data: DataConfig,
+    teacher: str,
+    out: Path,
+    config: EmbedConfig | None = None,
+    texts: Path | None = None,
+) -> Path:
+    """Ask the teacher about every image and class of `data` and every sentence of the file `texts`.
+
+    Once ever; returns the store.
+    """
     prepare_process()
-    return embedding.embed(data, teacher, out, config or EmbedConfig())
+    return embedding.embed(data, teacher, out, config or EmbedConfig(), texts)
+
+
+def embed_cost(
+    data: DataConfig,
+    teacher: str,
+    out: Path,
+    config: EmbedConfig | None = None,
+    texts: Path | None = None,
+) -> EmbedCost:
+    """Say what `embed` would cost in queries, money, bytes and time, and ask nothing."""
+    prepare_process()
+    with TemporaryDirectory(prefix="attar-") as notes:
+        return embedding.estimate_cost(
+            data, teacher, out, config or EmbedConfig(), notes=Path(notes), sentences=texts
+        )
 
 
 def estimate(config: RunConfig, out: Path, bundle: ExportConfig | None = None) -> planning.Estimate:

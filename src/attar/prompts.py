@@ -22,11 +22,16 @@ def _openai_imagenet() -> tuple[str, ...]:
     return tuple(template(SLOT) for template in OPENAI_IMAGENET_TEMPLATES)
 
 
+def _dime_fm() -> tuple[str, ...]:
+    return (f"{SLOT}.", *_openai_imagenet())
+
+
 TEMPLATES: dict[str, tuple[str, ...] | Callable[[], tuple[str, ...]]] = {
     "plain": ("{c}",),
     "photo": ("a photo of a {c}",),
     "photo-no-article": ("a photo of {c}",),
     "openai-80": _openai_imagenet,
+    "dime-fm-81": _dime_fm,
 }
 """Named sets of templates; a function where the set is read from another package on use."""
 

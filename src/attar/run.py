@@ -5,7 +5,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, fields, replace
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import yaml
 from filelock import FileLock, Timeout
@@ -64,6 +64,8 @@ class RunConfig:
     """A run (of `erm`, say) whose student is shown beside this one."""
     start_from: Path | None = None
     """A run whose trained student this one starts from, instead of pretrained weights."""
+    texts: Path | None = None
+    """Sentences that nothing pairs with the images, to learn from: a file or a store."""
 
 
 _SECTIONS = {"student_config": "student", "training": "training", "embed": "embed"}
@@ -136,15 +138,17 @@ def from_options(options: Mapping[str, Any]) -> RunConfig:
     )
 
 
-_PATHS = ("store", "baseline", "start_from")
+T = TypeVar("T")
+_PATHS = ("store", "baseline", "start_from", "texts")
 
 
-def with_method_defaults(training: TrainingConfig, defaults: Mapping[str, Any]) -> TrainingConfig:
-    """Return `training` with the method's defaults where the user left attar's."""
-    values = {f.name: getattr(training, f.name) for f in fields(training)}
-    untouched = {f.name: f.default for f in fields(training)}
+def with_method_defaults(section: T, defaults: Mapping[str, Any], prefix: str) -> T:
+    """Return a section with the method's defaults where the user left attar's."""
+    own: Any = section
+    values = {f.name: getattr(own, f.name) for f in fields(own)}
+    untouched = {f.name: f.default for f in fields(own)}
     changes = {k: v for k, v in defaults.items() if values[k] == untouched[k]}
-    return coerce_options(TrainingConfig, {**values, **changes}, "--training.")
+    return coerce_options(type(section), {**values, **changes}, prefix)
 
 
 _BEFORE_THE_START = {
@@ -285,8 +289,31 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
 
     An option that the old side does not know, because it is younger, had its default there.
     """
+    # On use: methods load torch, for which `attar --help` need not wait.
+    from attar.methods.registry import METHODS, method_options
+
     defaults = plain_options(RunConfig(data=DataConfig(data=()), teacher=None, student=""))
+    named = new.get("method")
+    if isinstance(named, Mapping) and named.get("name") in METHODS:
+        options = method_options(METHODS[str(named["name"])], {})
+        defaults["method"] = to_plain(options)
     return _differences(old, new, defaults, "")
+
+
+_MAY_CHANGE = {
+    f"embed.{name}."
+    for name in (
+        "budget",
+        "price",
+        "request_size",
+        "parallel",
+        "rate",
+        "attempts",
+        "backoff",
+        "timeout",
+    )
+}
+"""How a teacher is paid and asked may change while a run goes on: its answers do not."""
 
 
 def _differences(old: Any, new: Any, default: Any, prefix: str) -> list[str]:
@@ -299,6 +326,8 @@ def _differences(old: Any, new: Any, default: Any, prefix: str) -> list[str]:
                 old.get(name, known.get(name)), new.get(name), known.get(name), f"{prefix}{name}."
             )
         ]
+    if prefix in _MAY_CHANGE:
+        return []
     return [] if old == new else [f"{prefix[:-1]} {old} there, {new} asked"]
 
 

@@ -59,7 +59,7 @@ class Outputs:
     regions: Tensor | None = None
     """[B, R, D] projected features of each image region, on request."""
     layers: tuple[Tensor, ...] | None = None
-    """Intermediate feature maps, on request."""
+    """[B, W_l, h_l, w_l] feature maps of the stages or blocks, on request."""
 
 
 @dataclass(frozen=True, kw_only=True)

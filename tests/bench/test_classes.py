@@ -1,5 +1,7 @@
 """Unseen classes from end to end: the grid, then few-shot learning from one of its runs."""
 
+import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,14 +23,19 @@ from attar.evaluation.config import EvaluationConfig
 from attar.files import read_json, write_json
 from attar.records import read_records
 from attar.run import DataConfig, RunConfig, RunFolder, from_options, plain_options
+from attar.runtime.bundle import Bundle
+from attar.stages.class_space import learnt_features
+from attar.stages.comparing import Comparison, gather
 from attar.stages.retrieval_config import RetrievalConfig
 from attar.store.config import EmbedConfig
 from attar.students.config import StudentConfig
+from attar.students.student import load_student
 from attar.training.config import TrainingConfig
 
 NAMES = ("blue", "cyan", "green", "pink", "red", "yellow")
 ROWS = ("closed-set", "classification", "classification+image-contrastive+descriptions")
 LR = 1e-3
+QUICK = EvaluationConfig(workers=0)
 
 
 @pytest.fixture(scope="module")
@@ -113,8 +120,8 @@ def test_descriptions_reach_the_prompts(grid: Path) -> None:
     assert enriched[0] == ["a blue thing"]
 
 
-def test_the_grid_goes_on_from_its_results_alone(
-    root: Path, grid: Path, monkeypatch: pytest.MonkeyPatch
+def test_the_grid_goes_on_from_its_own_results_alone(
+    root: Path, grid: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pipeline, "distill", None)  # would fail when called
     config = ClassesConfig(rows=ROWS, lrs=(LR,), descriptions=root / "described.json")
@@ -123,6 +130,19 @@ def test_the_grid_goes_on_from_its_results_alone(
     other = replace(base_config(root), student="test_vit")
     with pytest.raises(UsageError, match="student"):
         run_classes(other, config, root / "elsewhere", grid)
+    some = [name for name in NAMES if name != "red"]
+    for name in some:
+        shutil.copytree(root / "pictures" / name, tmp_path / "others" / name)
+    data = DataConfig(data=(tmp_path / "others",))
+    with pytest.raises(UsageError, match="other images"):
+        run_classes(replace(base_config(root), data=data), config, root / "elsewhere", grid)
+    seed1 = ClassesConfig(rows=ROWS[1:2], lrs=(LR,), seeds=(1,))
+    monkeypatch.undo()
+    run_classes(base_config(root), seed1, tmp_path / "seed1")
+    shutil.copytree(grid / "cells", tmp_path / "seed1" / "cells", dirs_exist_ok=True)
+    run_classes(base_config(root), seed1, tmp_path / "seed1")
+    seeds = {r.extra["seed"] for r in read_records(tmp_path / "seed1" / "results.jsonl")}
+    assert seeds == {1}  # what else lies there is no part of this grid
 
 
 @pytest.mark.parametrize(
@@ -157,13 +177,16 @@ def test_options_are_read_back_as_they_were_written(grid: Path) -> None:
 
 def test_fine_tuning_starts_from_the_run_and_keeps_what_it_was(grid: Path, tmp_path: Path) -> None:
     run = run_of(grid, ROWS[1])
-    training = TrainingConfig(
-        steps=2, batch_size=6, workers=0, precision="fp32", sampler="half-few-shot", lr=1e-4
-    )
     config = FewShotConfig(shots=2, seeds=(0, 1))
-    out = run_few_shot(run, config, training, RetrievalConfig(), tmp_path)
+    out = run_few_shot(run, config, {"steps": "2"}, RetrievalConfig(), tmp_path)
     tuned = tmp_path / "finetune" / "seed0"
-    assert RunFolder(tuned).options()["start_from"] == str(run)
+    assert out == tmp_path / "finetune"
+    options = RunFolder(tuned).options()
+    assert options["start_from"] == str(run)
+    # One option given leaves the others: few-shot learning's own, then the run's.
+    assert (options["training"]["sampler"], options["training"]["lr"]) == ("half-few-shot", 3e-4)
+    assert options["training"]["steps"] == 2
+    assert options["training"]["batch_size"] == 6
     images = ImageTable.load(tuned / "images.parquet")
     assert images.splits.count("few_shot") == 2 * 3
     records = read_records(out / "results.jsonl")
@@ -186,7 +209,7 @@ def test_retrieval_needs_no_training(grid: Path, tmp_path: Path, keys: str) -> N
     run = run_of(grid, ROWS[1])
     config = FewShotConfig(how="retrieval", shots=3)
     asked = RetrievalConfig(keys=keys, views=2)
-    out = run_few_shot(run, config, TrainingConfig(), asked, tmp_path)
+    out = run_few_shot(run, config, {}, asked, tmp_path)
     rows = rows_of(out / "table.md")
     assert set(rows) == {"zero-shot", f"retrieval, keys of the {keys}"}
     assert not (tmp_path / "retrieval" / "by-name" / "student").exists()
@@ -198,7 +221,7 @@ def test_further_classes_stay_unseen(grid: Path, tmp_path: Path) -> None:
         run_few_shot(
             run_of(grid, ROWS[1]),
             FewShotConfig(shots=1, share=0.5),
-            TrainingConfig(steps=1, sampler="half-few-shot", workers=0),
+            {"steps": 1},
             RetrievalConfig(),
             tmp_path,
         )
@@ -212,15 +235,10 @@ def test_only_a_finished_run_with_unseen_classes_can_learn_more(
     config = replace(base_config(root), splits=SplitConfig(), method="feature-mse")
     run = pipeline.distill(config, tmp_path / "all-seen", estimated=False)
     with pytest.raises(UsageError, match="all of its classes"):
-        run_few_shot(
-            run, FewShotConfig(), TrainingConfig(), RetrievalConfig(), tmp_path / "few-shot"
-        )
+        run_few_shot(run, FewShotConfig(), {}, RetrievalConfig(), tmp_path / "few-shot")
 
 
 def test_prompts_are_learnt_saved_measured_and_exported(root: Path, tmp_path: Path) -> None:
-    from attar.runtime.bundle import Bundle
-    from attar.stages.class_space import learnt_features
-
     config = replace(
         base_config(root),
         method="li2023",
@@ -232,6 +250,18 @@ def test_prompts_are_learnt_saved_measured_and_exported(root: Path, tmp_path: Pa
     assert learnt is not None
     plain = read_json(run / "classes.json")
     assert plain["names"] == list(NAMES)
+    (run / "done").unlink()  # as if it had been killed after the training
+    (run / "class_features.safetensors").unlink()
+    pipeline.distill(config, run, estimated=False)
+    again = learnt_features(run, NAMES)
+    assert again is not None
+    np.testing.assert_allclose(again.numpy(), learnt.numpy(), atol=1e-6)
+    request = gather(Comparison(run=run, data=config.data, out=tmp_path / "compared", config=QUICK))
+    own = {model.role: model.class_features for model in request.models}
+    assert own["teacher"] is None
+    wanted = learnt_features(run, request.images.class_names)
+    assert wanted is not None
+    np.testing.assert_allclose(own["student"], wanted.numpy(), atol=1e-6)
     bundle = Bundle.open(pipeline.export(run, tmp_path / "bundle"))
     np.testing.assert_allclose(bundle.labels.features, learnt.numpy(), atol=1e-6)
     with pytest.raises(UsageError, match="--teacher"):
@@ -266,3 +296,65 @@ def test_results_are_averaged_over_the_last_epochs(root: Path, tmp_path: Path) -
     ]
     assert len(alone) == record.extra["students"] == 2
     assert record.metrics["acc1"] == pytest.approx(np.mean(alone))
+
+
+def test_captions_are_embedded_and_learnt_from(root: Path, tmp_path: Path) -> None:
+    lines = ["path,label,caption"]
+    for path in sorted((root / "pictures").glob("*/*.png")):
+        caption = "" if path.stem == "9" else f"{path.parent.name} number {path.stem}"
+        lines.append(f"{path},{path.parent.name},{caption}")
+    (tmp_path / "list.csv").write_text("\n".join(lines) + "\n")
+    config = replace(
+        base_config(root),
+        data=DataConfig(data=(tmp_path / "list.csv",)),
+        method="li2023",
+        method_options={"caption": 1.0},
+    )
+    run = pipeline.distill(config, tmp_path / "run")  # with its estimate
+    logged = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert any("term/caption" in line for line in logged)
+    with pytest.raises(UsageError, match="needs captions"):
+        pipeline.distill(replace(config, data=base_config(root).data), tmp_path / "no-captions")
+
+
+def test_a_grid_without_validation_images_takes_one_rate_untried(
+    root: Path, tmp_path: Path
+) -> None:
+    lines = ["path,label,split"]
+    for path in sorted((root / "pictures").glob("*/*.png")):
+        unseen = path.parent.name in ("pink", "red", "yellow")
+        split = "unseen_classes" if unseen else "test_id" if path.stem in "89" else "train"
+        lines.append(f"{path},{path.parent.name},{split}")
+    (tmp_path / "list.csv").write_text("\n".join(lines) + "\n")
+    base = replace(
+        base_config(root),
+        data=DataConfig(data=(tmp_path / "list.csv",)),
+        splits=SplitConfig(),
+    )
+    rows = ("classification", "closed-set")
+    with pytest.raises(UsageError, match="one --lrs"):
+        run_classes(base, ClassesConfig(rows=rows), tmp_path / "three")
+    out = run_classes(base, ClassesConfig(rows=rows, lrs=(LR,)), tmp_path / "one")
+    assert read_json(out / "learning-rates.json")["closed-set"]["chosen"] == LR
+
+
+def test_the_closed_set_learns_new_classes_from_a_few_images(grid: Path, tmp_path: Path) -> None:
+    run, config = run_of(grid, "closed-set"), FewShotConfig(shots=2)
+    out = run_few_shot(run, config, {"steps": 1}, RetrievalConfig(), tmp_path)
+    rows = rows_of(out / "table.md")
+    assert rows["fine-tuned"]["unseen_classes"].endswith("(3 classes)")
+    assert rows["fine-tuned"]["test_id"].endswith("(3 classes)")
+    assert not rows.get("zero-shot, before", {}).get("unseen_classes", "–")[0].isdigit()
+
+
+def test_a_projection_is_fitted_at_the_start_and_not_again(grid: Path, tmp_path: Path) -> None:
+    run = run_of(grid, ROWS[1])
+    config = replace(read_run(run), start_from=run, references=False)
+    fitted = replace(
+        config,
+        student_config=replace(config.student_config, projection="fitted"),
+        training=replace(config.training, lr=1e-12, weight_decay=0.0),
+    )
+    again = pipeline.distill(fitted, tmp_path / "again", estimated=False)
+    before, after = (load_student(path).projection().weight for path in (run, again))
+    np.testing.assert_allclose(after.detach().numpy(), before.detach().numpy(), atol=1e-6)

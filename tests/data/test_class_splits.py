@@ -128,6 +128,45 @@ def test_what_cannot_be_divided_is_refused(changes: dict, named: str) -> None:
         make_splits(make_table(), SplitConfig(**changes))
 
 
+def test_a_file_shared_with_an_unseen_class_is_left_out_of_training() -> None:
+    table = make_table()
+    unseen = table.class_names.index(draw_unseen(CLASSES, 0.5, 0)[0])
+    seen = next(i for i, n in enumerate(CLASSES) if n not in draw_unseen(CLASSES, 0.5, 0))
+    keys = list(table.keys)
+    keys[table.labels.index(seen)] = keys[table.labels.index(unseen)]
+    splits = make_splits(make_table(keys=tuple(keys)), SplitConfig(unseen_share=0.5))
+    assert CLASSES[seen] in splits.source.train.class_names
+    assert not set(splits.source.train.keys) & set(splits.unseen_classes.keys)
+    assert any("left out" in note for note in splits.notes)
+
+
+def test_a_class_half_named_unseen_is_refused_by_name() -> None:
+    some = tuple("unseen_classes" if i % 2 else None for i in range(len(make_table())))
+    with pytest.raises(UsageError, match=r"both unseen and seen .*'class a'"):
+        make_splits(make_table(splits=some), SplitConfig())
+
+
+def test_unseen_classes_of_a_manifest_stay_unseen_in_a_held_out_domain() -> None:
+    table = make_table()
+    named = tuple("unseen_classes" if label > 4 else None for label in table.labels)
+    splits = make_splits(make_table(splits=named), SplitConfig(held_out_domain="ink"))
+    assert set(splits.unseen_classes.domains) == {0, 1}
+    assert names_in(splits.held_out) == set(CLASSES[:5])
+
+
+def test_copies_of_shots_are_in_no_split() -> None:
+    table = make_table()
+    label = table.class_names.index(draw_unseen(CLASSES, 0.5, 0)[0])
+    rows = [row for row, one in enumerate(table.labels) if one == label]
+    keys = list(table.keys)
+    keys[rows[-1]] = keys[rows[0]]
+    config = SplitConfig(unseen_share=0.5, few_shot=1)
+    splits = make_splits(make_table(keys=tuple(keys)), config)
+    assert splits.source.few_shot.keys.count(keys[rows[0]]) == 1
+    assert keys[rows[0]] not in splits.unseen_classes.keys
+    assert "1 copies of few-shot images left out." in splits.notes
+
+
 def test_relabel_refuses_a_class_that_is_not_there() -> None:
     table = make_table()
     same = relabel(table, tuple(reversed(CLASSES)))

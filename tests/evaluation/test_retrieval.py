@@ -8,7 +8,7 @@ from PIL import Image
 
 from attar.data.images import read_image
 from attar.errors import AttarError, UsageError
-from attar.evaluation.few_shot import augmented_keys, tip_adapter_logits
+from attar.evaluation.retrieval import augmented_keys, tip_adapter_logits
 
 
 def reference(queries, keys, labels, class_features, alpha, beta, scale):
@@ -134,16 +134,6 @@ def test_every_view_is_asked_once(textured):
     network = ColourModel()
     features, _ = augmented_keys(colour_model(network=network), textured)
     assert len(features) == network.images_seen == 10 * len(textured)
-
-
-def test_views_can_be_averaged(textured):
-    model = colour_model()
-    every, _ = augmented_keys(model, textured, views=5)
-    mean, labels = augmented_keys(model, textured, views=5, average=True)
-    expected = np.stack([every[row * 5 : row * 5 + 5].mean(axis=0) for row in range(len(textured))])
-    expected /= np.linalg.norm(expected, axis=1, keepdims=True)
-    np.testing.assert_allclose(mean, expected, atol=1e-6)
-    assert labels.tolist() == list(textured.labels)
 
 
 def test_what_cannot_be_a_key_is_refused(textured):

@@ -8,12 +8,12 @@ from tests.doubles import random_image
 
 from attar.cli.main import main
 from attar.data.images import read_image
+from attar.data.sentences import read_sentences
 from attar.data.sources import read_sources
 from attar.errors import AttarError, UsageError
 from attar.language import captions
 from attar.language.captions import (
     Captions,
-    read_sentences,
     retrieve_captions,
     write_manifest,
 )

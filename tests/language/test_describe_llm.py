@@ -12,8 +12,9 @@ from tests.language.chat_server import chat_server, sentence
 from attar.cli.main import main
 from attar.data.classes import make_class_list, read_class_list
 from attar.errors import UsageError
+from attar.http import retry_after
 from attar.language.answers import AnswerLog, answers_path
-from attar.language.chat import KEY_VARIABLES, read_answer, retry_after
+from attar.language.chat import KEY_VARIABLES, read_answer
 from attar.language.config import INSTRUCTIONS, DescribeConfig
 from attar.language.describe import Undescribed, describe
 

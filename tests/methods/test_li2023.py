@@ -10,7 +10,7 @@ from torch import Tensor
 from attar import losses
 from attar.errors import UsageError
 from attar.methods.base import Sizes
-from attar.methods.li2023 import _TERMS, LiOptions
+from attar.methods.li2023 import TERMS, LiOptions
 from attar.methods.registry import find_method, method_options
 from attar.types import Batch, Loss, Outputs
 
@@ -39,13 +39,13 @@ FEATURES = torch.randn(IMAGES, DIM, generator=torch.Generator().manual_seed(2))
 
 def loss_of(batch: Batch, features: Tensor = FEATURES, **options: object) -> Loss:
     method = find_method("li2023")
-    values = {**dict.fromkeys(_TERMS, 0.0), **options}
+    values = {**dict.fromkeys(TERMS, 0.0), **options}
     (phase,) = method.phases(method_options(method, values), 10, SIZES)
     loss: Loss = phase.objective(Outputs(features=features), batch, CLASS_FEATURES)
     return loss
 
 
-@pytest.mark.parametrize("on", [c for n in (1, 2, 5) for c in itertools.combinations(_TERMS, n)])
+@pytest.mark.parametrize("on", [c for n in (1, 2, 5) for c in itertools.combinations(TERMS, n)])
 def test_terms_add_up_alone_and_together(on: tuple[str, ...]) -> None:
     batch, features = make_batch(), FEATURES.clone().requires_grad_()
     weights = {name: 0.5 + place for place, name in enumerate(on)}
@@ -134,13 +134,13 @@ def test_images_without_a_caption_do_not_count() -> None:
 )
 def test_needs_follow_from_the_terms(options: dict, needs: set[str]) -> None:
     method = find_method("li2023")
-    built = method_options(method, {**dict.fromkeys(_TERMS, 0.0), **options})
+    built = method_options(method, {**dict.fromkeys(TERMS, 0.0), **options})
     assert method.needs_with(built) == {"teacher", *needs}
 
 
 @pytest.mark.parametrize(
     "wrong",
-    [dict.fromkeys(_TERMS, 0.0), {"caption": -1.0}, {"temperature": 0.0}, {"nearest": 0}],
+    [dict.fromkeys(TERMS, 0.0), {"caption": -1.0}, {"temperature": 0.0}, {"nearest": 0}],
 )
 def test_impossible_options_are_refused(wrong: dict) -> None:
     with pytest.raises(UsageError):

@@ -11,17 +11,23 @@ from attar.methods.base import Objective, Sizes
 from attar.methods.registry import METHODS, find_method, method_options
 from attar.types import Batch, Outputs
 
-SIZES = Sizes(dim=8, trunk_width=12, num_classes=5, num_domains=2)
+SIZES = Sizes(dim=8, trunk_width=12, num_classes=5, num_domains=2, teacher_dim=8)
 
 
-def make_batch(labels: list[int]) -> Batch:
+def make_batch(labels: list[int] | list[list[int]]) -> Batch:
+    """Return a batch with one label an image (-1: none), or with multi-hot rows."""
     count = len(labels)
+    several = isinstance(labels[0], list)
     return Batch(
         images=torch.rand(count, 3, 4, 4),
         keys=tuple(str(i) for i in range(count)),
         image_features=nn.functional.normalize(torch.randn(count, SIZES.dim), dim=-1),
-        labels=torch.tensor(labels),
+        labels=torch.tensor(labels, dtype=torch.float32 if several else torch.int64),
         domains=torch.zeros(count, dtype=torch.int64),
+        streams={
+            "text": nn.functional.normalize(torch.randn(6, SIZES.dim), dim=-1),
+            "domain_texts": torch.randn(SIZES.num_classes, 2, SIZES.dim),
+        },
     )
 
 
@@ -38,18 +44,35 @@ def test_phases_fill_the_budget(name: str) -> None:
 def test_objective(name: str) -> None:
     method = METHODS[name]
     batch = make_batch([0, 3, 3, -1])
+    if method.gives_several_labels:
+        batch = make_batch([[1, 0, 0, 0, 0], [0, 1, 0, 1, 0], [0] * 5, [1] * 5])
     for phase in method.phases(method_options(method, {}), 10, SIZES):
         width = SIZES.num_classes if method.head == "classes" else SIZES.dim
         features = torch.randn(4, width, requires_grad=True)
-        class_features = nn.functional.normalize(torch.randn(5, SIZES.dim), dim=-1)
+        prompts = 10 if method.paired_prompts else 5
+        class_features = nn.functional.normalize(torch.randn(prompts, SIZES.dim), dim=-1)
         class_features.requires_grad_()
-        loss = phase.objective(Outputs(features=features), batch, class_features)
+        regions = torch.randn(4, 6, width, requires_grad=True)
+        needed = regions if phase.objective.needs_regions else None
+        trunk = torch.randn(4, SIZES.trunk_width, requires_grad=True)
+        asked = trunk if phase.objective.needs_trunk else None
+        outputs = Outputs(features=features, trunk=asked, regions=needed)
+        extra = {}
+        if phase.objective.needs_anchor:
+            extra["anchor"] = Outputs(features=features.detach() + 1, trunk=trunk.detach() + 1)
+        loss = phase.objective(outputs, batch, class_features, **extra)
         assert loss.total.ndim == 0
         assert loss.terms
         assert all(term.ndim == 0 for term in loss.terms.values())
         loss.total.backward()
         assert features.grad is not None
         assert features.grad.abs().sum() > 0
+        if phase.objective.needs_regions:
+            assert regions.grad is not None
+            assert regions.grad.abs().sum() > 0
+        if phase.objective.needs_trunk:
+            assert trunk.grad is not None
+            assert trunk.grad.abs().sum() > 0
 
 
 @pytest.mark.parametrize("name", METHODS)

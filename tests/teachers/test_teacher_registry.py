@@ -32,6 +32,8 @@ CPU = torch.device("cpu")
         ("hf:openai/clip-vit-base-patch32", ("hf", "openai/clip-vit-base-patch32")),
         (" pocket ", ("pocket", "")),
         ("pocket-without:sketch", ("pocket-without", "sketch")),
+        ("https://host/v1#model", ("remote", "https://host/v1#model")),
+        ("http://127.0.0.1:80/v1#m?size=8", ("remote", "http://127.0.0.1:80/v1#m?size=8")),
     ],
 )
 def test_every_spelling_parses(spec: str, parsed: tuple[str, str]) -> None:
@@ -113,7 +115,12 @@ ONE_OF_EACH_KIND = {
 }
 
 
-@pytest.mark.parametrize("kind", TEACHERS)
+def test_every_kind_is_below() -> None:
+    # What the remote kind keeps of the protocol is tested in tests/remote, with a server.
+    assert {*ONE_OF_EACH_KIND, "remote"} == set(TEACHERS)
+
+
+@pytest.mark.parametrize("kind", ONE_OF_EACH_KIND)
 def test_every_kind_loads_and_keeps_the_protocol(kind: str, tmp_path: Path, monkeypatch) -> None:
     spec = ONE_OF_EACH_KIND[kind](tmp_path, monkeypatch)
     described = describe_teacher_spec(spec)

@@ -9,8 +9,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from attar.data.table import ImageTable
 from attar.errors import UsageError
-from attar.files import read_json, write_json
+from attar.files import read_json, sha256_file, sha256_text, write_json
 from attar.records import Record
 from attar.run import RunConfig, differences, plain_options
 
@@ -60,19 +61,46 @@ def what_was_run(config: RunConfig) -> dict[str, Any]:
     }
 
 
+def digest_of(images: ImageTable, *files: Path | None) -> str:
+    """Return what tells data apart: a sha256 over all images with their labels, and over files.
+
+    Where the images lie and in what order they were found makes no difference.
+    """
+    columns = (images.keys, images.labels, images.domains)
+    rows = sorted(
+        f"{key} {_name(images.class_names, label)} {_name(images.domain_names, domain)}"
+        for key, label, domain in zip(*columns, strict=True)
+    )
+    contents = [sha256_file(path) for path in files if path is not None]
+    return sha256_text("\n".join([*rows, *contents]))
+
+
+def _name(names: Sequence[str], index: int) -> str:
+    return names[index] if index >= 0 else ""
+
+
 def save_cell(
-    path: Path, config: Mapping[str, Any], records: Iterable[Record], facts: Mapping[str, Any]
+    path: Path,
+    config: Mapping[str, Any],
+    records: Iterable[Record],
+    facts: Mapping[str, Any],
+    digest: str = "",
 ) -> None:
     """Write a finished cell: its configuration and its records, with `facts` in their `extra`."""
     lines = [{**asdict(r), "extra": {**r.extra, **facts}, "pretrained": ""} for r in records]
-    write_json(path, {"config": dict(config), "records": lines})
+    write_json(path, {"config": dict(config), "images": digest, "records": lines})
 
 
-def load_cell(path: Path, config: Mapping[str, Any] | None = None) -> list[Record] | None:
+def load_cell(
+    path: Path, config: Mapping[str, Any] | None = None, digest: str = ""
+) -> list[Record] | None:
     """Read a finished cell's records; None when it is not there.
 
+    A cell that was made before cells knew their images is taken at its configuration's word.
+
     Raises:
-        UsageError: the cell was run with another configuration than `config`.
+        UsageError: the cell was run with another configuration than `config`, or on other images
+            than those of `digest`.
     """
     if not path.is_file():
         return None
@@ -82,6 +110,11 @@ def load_cell(path: Path, config: Mapping[str, Any] | None = None) -> list[Recor
         raise UsageError(
             f"{path} was run with another configuration ({'; '.join(changed)}); choose another "
             "--results, or delete the file to run the cell again"
+        )
+    if digest and stored.get("images", "") not in ("", digest):
+        raise UsageError(
+            f"{path} was run on other images or classes; choose another --results, or delete the "
+            "file to run the cell again"
         )
     return [Record(**line) for line in stored["records"]]
 

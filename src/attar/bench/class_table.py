@@ -1,15 +1,14 @@
 """Two tables from the records of a grid of unseen classes: accuracy and coherence, a row a row."""
 
-import json
 import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from attar.files import write_text
+from attar.bench.markdown import NOTHING, markdown, mean_text, write_results
 from attar.records import Record
+from attar.stages.snapshots import ROLE as AVERAGED_ROLE
 
 TEACHER = "teacher"
 METRIC = "mean_per_class_recall"
@@ -26,6 +25,8 @@ _SPLIT_NAMES = {
     "unseen_classes": "unseen classes",
 }
 
+_AVERAGED = ", mean of the last epochs"
+
 Column = tuple[str, str, str]
 """(task, split, domain)."""
 
@@ -34,17 +35,15 @@ def write_class_tables(
     records: Sequence[Record], folder: Path, rows: Sequence[str], facts: Mapping[str, Any]
 ) -> Path:
     """Write results.jsonl and table.md, both whole or not at all; return the table's path."""
-    lines = [json.dumps(asdict(record), ensure_ascii=False) for record in records]
-    write_text(folder / "results.jsonl", "".join(f"{line}\n" for line in lines))
     noted = ", ".join(f"{name}: {value}" for name, value in facts.items())
     parts = [
         accuracy_table(records, rows),
         f"Mean per-class accuracy in % ({noted}). Unseen classes are ranked among unseen classes "
-        "alone, except in the columns “among all”.",
+        "alone, except in the columns “among all”. Rows “mean of the last epochs” average the "
+        "results of several students; the others are of one.",
         coherence_table(records, rows),
     ]
-    write_text(folder / "table.md", "\n\n".join(parts) + "\n")
-    return folder / "table.md"
+    return write_results(records, folder, "\n\n".join(parts) + "\n")
 
 
 def accuracy_table(records: Iterable[Record], rows: Sequence[str]) -> str:
@@ -65,10 +64,12 @@ def accuracy_table(records: Iterable[Record], rows: Sequence[str]) -> str:
     columns = sorted({c for row in found.values() for c in row}, key=_column_order)
     head = ["", *(_column_name(c) for c in columns)]
     body = [["chance", *(f"{chance[c]:.1f}" for c in columns)]]
-    for row in (TEACHER, *rows):
+    averaged = [name for one in rows for name in (one, f"{one}{_AVERAGED}")]
+    for row in (TEACHER, *averaged):
         if row in found:
-            body.append([row, *(_text(found[row].get(c, []), row != TEACHER) for c in columns)])
-    return _markdown(head, body)
+            texts = [mean_text(found[row].get(c, []), spread=row != TEACHER) for c in columns]
+            body.append([row, *texts])
+    return markdown(head, body)
 
 
 def coherence_table(records: Iterable[Record], rows: Sequence[str]) -> str:
@@ -88,16 +89,17 @@ def coherence_table(records: Iterable[Record], rows: Sequence[str]) -> str:
             [_number(found.get((row, metric, split), [])) for split in splits]
             for metric, _, _ in _COHERENCE
         ]
-        if any(text != "–" for pair in values for text in pair):
+        if any(text != NOTHING for pair in values for text in pair):
             body.append([row, *(" / ".join(pair) for pair in values)])
-    return _markdown(head, body)
+    return markdown(head, body)
 
 
 def _row_of(record: Record) -> str | None:
     if record.role == "teacher":
         # With descriptions the teacher reads other texts: only the plain one is the teacher row.
         return None if "descriptions" in record.extra["row"] else TEACHER
-    return str(record.extra["row"]) if record.role == "student" else None
+    name = str(record.extra["row"])
+    return {"student": name, AVERAGED_ROLE: f"{name}{_AVERAGED}"}.get(record.role)
 
 
 def _column_order(column: Column) -> tuple[int, int, bool, str]:
@@ -111,17 +113,5 @@ def _column_name(column: Column) -> str:
     return f"{name}, among all" if task == _GENERALISED else name
 
 
-def _text(values: Sequence[float], spread: bool) -> str:
-    if not values:
-        return "–"
-    mean = f"{statistics.fmean(values):.1f}"
-    return f"{mean} ± {statistics.stdev(values):.1f}" if spread and len(values) > 1 else mean
-
-
 def _number(values: Sequence[float]) -> str:
-    return f"{statistics.fmean(values):.3f}" if values else "–"
-
-
-def _markdown(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---", *(["---:"] * (len(head) - 1))], *body]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return f"{statistics.fmean(values):.3f}" if values else NOTHING

@@ -8,15 +8,14 @@ A cell whose results are there is never run again, so the grid goes on where it 
 """
 
 import logging
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from attar import pipeline
 from attar.bench.cells import (
+    digest_of,
     load_cell,
-    load_cells,
     save_cell,
     score_on_source_validation,
     what_was_run,
@@ -24,12 +23,15 @@ from attar.bench.cells import (
 from attar.bench.class_rows import DESCRIPTIONS, config_of
 from attar.bench.class_table import write_class_tables
 from attar.bench.config import ClassesConfig
+from attar.data.classes import read_class_list
 from attar.data.emoji import HELD_OUT_FAMILY, emoji_concepts, extract_emoji
 from attar.data.splits import SplitConfig
+from attar.data.table import ImageTable
 from attar.errors import UsageError
 from attar.files import read_json, sha256_file, write_json
 from attar.records import Record, read_records
 from attar.run import DataConfig, RunConfig
+from attar.stages.images import read_image_table
 from attar.stages.request import check_names
 
 log = logging.getLogger(__name__)
@@ -63,6 +65,8 @@ class ClassGrid:
     config: ClassesConfig
     out: Path
     results: Path
+    digest: str
+    """Of the images and the files of classes: a cell of others is no cell of this grid."""
 
 
 def run_classes(
@@ -85,7 +89,16 @@ def run_classes(
         )
     evaluation = replace(base.evaluation, tasks=TASKS)
     base = replace(base, store=base.store or out / "store", evaluation=evaluation, references=False)
-    grid = ClassGrid(base=base, config=config, out=out, results=results or out)
+    classes = read_class_list(base.data.classes) if base.data.classes else None
+    table = read_image_table(base.data, classes, out)
+    chooses = len(config.lrs) > 1
+    if chooses and (not base.splits.val_fraction or _divided_without_val(table)):
+        raise UsageError(
+            "learning rates are chosen on validation images and there are none: give one --lrs, or "
+            "name images for the split val"
+        )
+    digest = digest_of(table, base.splits.unseen_classes)
+    grid = ClassGrid(base=base, config=config, out=out, results=results or out, digest=digest)
     for row in config.rows:
         for cell in _trials(grid, row):  # refuses names and strange results before anything is run
             check_names(_config_of(grid, cell))
@@ -98,23 +111,26 @@ def run_classes(
     return grid.results
 
 
-def emoji_data(out: Path) -> tuple[DataConfig, SplitConfig, Path]:
+def emoji_data(out: Path, splits: SplitConfig) -> tuple[DataConfig, SplitConfig, Path]:
     """Write the shipped emoji and their keywords; return how the grid uses them.
 
-    Half of the concepts are unseen, and Noto's drawings of all of them: an unseen concept in Noto
-    is unseen twice.
+    Half of the concepts are unseen, where `splits` do not say otherwise, and Noto's drawings of all
+    of them: an unseen concept in Noto is unseen twice.
 
     Returns:
         The images, the splits, and the class list with the Unicode keywords as descriptions.
     """
     images = extract_emoji(out / "emoji")
+    # With the prompt in front, so that every class has it, also where a keyword names the class.
     described = {
-        concept.name: [f"Keywords: {', '.join(concept.keywords)}."] if concept.keywords else []
+        concept.name: [f"a photo of a {concept.name}. Keywords: {', '.join(concept.keywords)}."]
         for concept in emoji_concepts()
     }
     descriptions = out / "keywords.json"
     write_json(descriptions, described)
-    splits = SplitConfig(held_out_domain=HELD_OUT_FAMILY, unseen_share=0.5)
+    splits = replace(splits, held_out_domain=splits.held_out_domain or HELD_OUT_FAMILY)
+    if not splits.unseen_share and splits.unseen_classes is None:
+        splits = replace(splits, unseen_share=0.5)
     return DataConfig(data=(images,)), splits, descriptions
 
 
@@ -124,12 +140,16 @@ def _trials(grid: ClassGrid, row: str) -> list[ClassCell]:
 
 
 def _choose_lr(grid: ClassGrid, row: str) -> float:
-    """Try every learning rate on the first seed; keep the best on seen classes' validation."""
-    scores = {}
-    for cell in _trials(grid, row):
+    """Try every learning rate on the first seed; keep the best on seen classes' validation.
+
+    A single one is taken untried.
+    """
+    scores: dict[float, float] = {}
+    trials = _trials(grid, row)
+    for cell in trials if len(trials) > 1 else []:
         scores[cell.lr] = score_on_source_validation(_run(grid, cell), cell.name)
         log.info("%s, lr %g: %.4f on validation of seen classes", row, cell.lr, scores[cell.lr])
-    chosen = max(scores, key=lambda lr: scores[lr])
+    chosen = max(scores, key=lambda lr: scores[lr]) if scores else trials[0].lr
     path = grid.results / "learning-rates.json"
     noted = read_json(path) if path.is_file() else {}
     validation = {f"{lr:g}": score for lr, score in scores.items()}
@@ -161,7 +181,8 @@ def _what_was_run(config: RunConfig, row: str) -> dict[str, Any]:
 
 
 def _load(grid: ClassGrid, cell: ClassCell) -> list[Record] | None:
-    return load_cell(_results_of(grid, cell), _what_was_run(_config_of(grid, cell), cell.row))
+    config = _what_was_run(_config_of(grid, cell), cell.row)
+    return load_cell(_results_of(grid, cell), config, grid.digest)
 
 
 def _run(grid: ClassGrid, cell: ClassCell) -> list[Record]:
@@ -171,23 +192,29 @@ def _run(grid: ClassGrid, cell: ClassCell) -> list[Record]:
         config, run = _config_of(grid, cell), grid.out / "cells" / cell.name
         pipeline.distill(config, run, command=f"attar bench classes ({cell.name})", estimated=False)
         records = read_records(run / "results.jsonl")
-        save_cell(_results_of(grid, cell), _what_was_run(config, cell.row), records, cell.facts())
+        said = _what_was_run(config, cell.row)
+        save_cell(_results_of(grid, cell), said, records, cell.facts(), grid.digest)
         log.info("cell %s is done", cell.name)
     return records
 
 
 def _tabulate(grid: ClassGrid) -> None:
-    """Make results.jsonl and table.md from the finished cells with their rows' chosen rates."""
+    """Make results.jsonl and table.md from the finished cells of this grid, and no others."""
     chosen = read_json(grid.results / "learning-rates.json")
-    wanted: Sequence[Record] = [
-        record
-        for record in load_cells(grid.results / "cells")
-        if chosen.get(record.extra["row"], {}).get("chosen") == record.extra["lr"]
-    ]
+    records: list[Record] = []
+    for row in grid.config.rows:
+        for seed in grid.config.seeds if row in chosen else ():
+            records += _load(grid, ClassCell(row=row, seed=seed, lr=chosen[row]["chosen"])) or []
     facts = {
         "student": grid.base.student,
         "steps": grid.base.training.steps,
         "image size": grid.base.student_config.image_size,
+        "weights": grid.base.training.selection,
         "seeds": len(grid.config.seeds),
     }
-    write_class_tables(wanted, grid.results, grid.config.rows, facts)
+    write_class_tables(records, grid.results, grid.config.rows, facts)
+
+
+def _divided_without_val(table: ImageTable) -> bool:
+    """Say whether a manifest gives every image a split, and none to validation."""
+    return None not in table.splits and "val" not in table.splits

@@ -18,6 +18,7 @@ from attar import pipeline
 from attar.bench.cells import (
     STRICT,
     Cell,
+    digest_of,
     file_name,
     load_cell,
     load_cells,
@@ -57,6 +58,8 @@ class Grid:
     """Run folders and the store they share."""
     results: Path
     """cells/, results.jsonl, table.md and learning-rates.json."""
+    digest: str = ""
+    """Of the images: a cell of other images is no cell of this grid."""
 
 
 def run_domains(
@@ -76,6 +79,7 @@ def run_domains(
     base = replace(base, store=base.store or out / "store", protocol="domainbed", references=False)
     grid = Grid(base=base, config=config, classes=classes, out=out, results=results or out)
     table = read_image_table(base.data, classes, out)
+    grid = replace(grid, digest=digest_of(table))
     domains = _domains(grid, table)
     trials = {method: _trials(grid, method, domains[0]) for method in config.methods}
     for cells in trials.values():
@@ -158,7 +162,8 @@ def _results_of(grid: Grid, cell: Cell) -> Path:
 
 
 def _load(grid: Grid, cell: Cell) -> list[Record] | None:
-    return load_cell(_results_of(grid, cell), what_was_run(_config_of(grid, cell)))
+    config = what_was_run(_config_of(grid, cell))
+    return load_cell(_results_of(grid, cell), config, grid.digest)
 
 
 def _run(grid: Grid, cell: Cell) -> list[Record]:
@@ -169,7 +174,8 @@ def _run(grid: Grid, cell: Cell) -> list[Record]:
         command = f"attar bench domains ({cell.name})"
         pipeline.distill(config, run, command=command, estimated=False)
         records = read_records(run / "results.jsonl")
-        save_cell(_results_of(grid, cell), what_was_run(config), records, cell.facts())
+        path = _results_of(grid, cell)
+        save_cell(path, what_was_run(config), records, cell.facts(), grid.digest)
         log.info("cell %s is done", cell.name)
     return records
 
@@ -181,7 +187,7 @@ def _measure_strict_teacher(grid: Grid, table: ImageTable, domain: str) -> None:
     spec = grid.config.strict_teacher_of(domain)
     path = grid.results / "cells" / STRICT / f"{file_name(domain)}.json"
     asked = {"teacher": spec, "subset": grid.base.data.subset}
-    if load_cell(path, asked) is not None:
+    if load_cell(path, asked, grid.digest) is not None:
         return
     index = table.domain_names.index(domain)
     part = table.select([row for row, d in enumerate(table.domains) if d == index])
@@ -201,7 +207,7 @@ def _measure_strict_teacher(grid: Grid, table: ImageTable, domain: str) -> None:
         grid.base.evaluation,
     )
     facts = {"method": "", "held_out_domain": domain, "seed": grid.config.seeds[0], "lr": 0.0}
-    save_cell(path, asked, records, facts)
+    save_cell(path, asked, records, facts, grid.digest)
 
 
 def _tabulate(grid: Grid) -> None:

@@ -5,19 +5,19 @@ half and half. Retrieval trains nothing: the few images become keys (Tip-Adapter
 on the other images of the new classes, ranked among those alone, beside the student as it was.
 """
 
-import json
-import statistics
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from attar import pipeline
 from attar.bench.config import FewShotConfig
+from attar.bench.markdown import markdown, mean_text, write_results
+from attar.config import coerce_options, to_plain
 from attar.data.splits import SplitConfig
 from attar.device import prepare_process
 from attar.errors import UsageError
-from attar.files import write_text
 from attar.records import Record, read_records
 from attar.run import RunConfig, RunFolder, from_options
 from attar.stages.embedding import consult, introduce, prompts_of
@@ -28,20 +28,28 @@ from attar.stages.retrieval import TASK, retrieve
 from attar.stages.retrieval_config import RetrievalConfig
 from attar.training.config import TrainingConfig
 
+SPLITS = ("test_id", "unseen_classes", "test_ood", "further_unseen")
 _METRIC = "mean_per_class_recall"
 
 
 def run_few_shot(
     run: Path,
     config: FewShotConfig,
-    training: TrainingConfig,
+    training: Mapping[str, Any],
     retrieval: RetrievalConfig,
     out: Path,
 ) -> Path:
-    """Learn a run's unseen classes from a few images, once for each seed; return `out`.
+    """Learn a run's unseen classes from a few images, once for each seed; return the results.
 
-    Each draw is a folder of its own: killed and started again, only what is missing is done.
-    Writes results.jsonl and table.md.
+    They are results.jsonl and table.md in OUT/finetune or OUT/retrieval. Each draw of a fine-tuning
+    is a run folder there: killed and started again, only what is missing runs.
+
+    Args:
+        run: made by `attar distill`.
+        config: how many images, drawn how often, and what is done with them.
+        training: options that fine-tuning sets otherwise than the run and `FINE_TUNING` have them.
+        retrieval: how keys are made and weighed.
+        out: folder for all of it.
 
     Raises:
         UsageError: the run is not finished, or its splits have no unseen classes.
@@ -50,20 +58,44 @@ def run_few_shot(
     if not (base.splits.unseen_share or base.splits.unseen_classes or _is_manifest(base)):
         raise UsageError(f"{run} was trained on all of its classes: there is none to learn anew")
     records: list[Record] = []
+    place = out / config.how
     seeds: Sequence[int | None] = config.seeds or (None,)
     for seed in seeds:
-        folder = out / config.how / ("by-name" if seed is None else f"seed{seed}")
+        folder = place / ("by-name" if seed is None else f"seed{seed}")
         splits = _splits(base, config, seed)
         if config.how == "finetune":
-            found = _fine_tune(replace(base, splits=splits), run, training, folder)
+            tuned = fine_tuning(base.training, training)
+            found = _fine_tune(replace(base, splits=splits, training=tuned), run, folder)
         else:
             found = _retrieve(replace(base, splits=splits), run, retrieval, folder)
         facts = {"how": config.how, "shots": config.shots, "few_shot_seed": seed}
         records += [replace(r, extra={**r.extra, **facts}) for r in found]
-    lines = [json.dumps(asdict(record), ensure_ascii=False) for record in records]
-    write_text(out / "results.jsonl", "".join(f"{line}\n" for line in lines))
-    write_text(out / "table.md", few_shot_table(records))
-    return out
+    write_results(records, place, few_shot_table(records))
+    return place
+
+
+FINE_TUNING: Mapping[str, Any] = {
+    "sampler": "half-few-shot",
+    "schedule": "one-cycle",
+    "lr": 3e-4,
+    "epochs": 20.0,
+    "steps": None,
+    "snapshots": 0,
+}
+"""What fine-tuning on few images sets otherwise than the run that it starts from."""
+
+
+def fine_tuning(of_run: TrainingConfig, given: Mapping[str, Any]) -> TrainingConfig:
+    """Return the run's own training options, then those of `FINE_TUNING`, then those given.
+
+    Raises:
+        UsageError: an option that does not exist, or a value of the wrong type.
+    """
+    options = {name.replace("-", "_"): value for name, value in given.items()}
+    if "steps" in options:
+        options.setdefault("epochs", None)
+    values = {**to_plain(of_run), **FINE_TUNING, **options}
+    return coerce_options(TrainingConfig, values, "--training.")
 
 
 def read_run(path: Path) -> RunConfig:
@@ -93,9 +125,9 @@ def _splits(base: RunConfig, config: FewShotConfig, seed: int | None) -> SplitCo
     )
 
 
-def _fine_tune(base: RunConfig, run: Path, training: TrainingConfig, folder: Path) -> list[Record]:
+def _fine_tune(base: RunConfig, run: Path, folder: Path) -> list[Record]:
     """Go on from the run's student; `baseline` is what it said of the same images before."""
-    config = replace(base, training=training, start_from=run, baseline=run, references=False)
+    config = replace(base, start_from=run, baseline=run, references=False)
     pipeline.distill(config, folder, command=f"attar few-shot {run}", estimated=False)
     return read_records(folder / "results.jsonl")
 
@@ -122,13 +154,13 @@ def few_shot_table(records: Iterable[Record]) -> str:
             continue
         found[row, record.split].append(100 * record.metrics[_METRIC])
         count[row, record.split] = int(record.extra["num_classes"])
-    splits = [s for s in ("test_id", "unseen_classes", "further_unseen") if _has(found, s)]
-    lines = ["| | " + " | ".join(splits) + " |", "| --- |" + " ---: |" * len(splits)]
+    splits = [s for s in SPLITS if _has(found, s)]
+    body = []
     for row in dict.fromkeys(row for row, _ in found):
         texts = [_text(found.get((row, split), []), count.get((row, split), 0)) for split in splits]
-        lines.append(f"| {row} | " + " | ".join(texts) + " |")
-    lines += ["", "Mean per-class accuracy in %, ranked among the split's own classes."]
-    return "\n".join(lines) + "\n"
+        body.append([row, *texts])
+    table = markdown(["", *splits], body)
+    return f"{table}\n\nMean per-class accuracy in %, ranked among the split's own classes.\n"
 
 
 def _has(found: Iterable[tuple[str, str]], split: str) -> bool:
@@ -148,8 +180,4 @@ def _row_of(record: Record) -> str | None:
 
 
 def _text(values: Sequence[float], classes: int) -> str:
-    if not values:
-        return "–"
-    mean = f"{statistics.fmean(values):.1f}"
-    spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
-    return f"{mean}{spread} ({classes} classes)"
+    return f"{mean_text(values)} ({classes} classes)" if values else mean_text(values)

@@ -1,13 +1,11 @@
 """One table from the records of a grid: a row a method, a column a held-out domain."""
 
-import json
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from attar.files import write_text
+from attar.bench.markdown import markdown, mean_text, write_results
 from attar.records import Record
 
 METRIC = "acc1"
@@ -21,10 +19,7 @@ _ROW_NAMES = {
 
 def write_tables(records: Sequence[Record], folder: Path, facts: Mapping[str, Any]) -> Path:
     """Write results.jsonl and table.md, both whole or not at all; return the table's path."""
-    lines = [json.dumps(asdict(record), ensure_ascii=False) for record in records]
-    write_text(folder / "results.jsonl", "".join(f"{line}\n" for line in lines))
-    write_text(folder / "table.md", domains_table(records, facts))
-    return folder / "table.md"
+    return write_results(records, folder, domains_table(records, facts))
 
 
 def domains_table(records: Iterable[Record], facts: Mapping[str, Any]) -> str:
@@ -45,21 +40,17 @@ def domains_table(records: Iterable[Record], facts: Mapping[str, Any]) -> str:
             value = 100 * record.metrics[METRIC]
             part.setdefault(row, {}).setdefault(domain, []).append(value)
     domains = sorted({domain for row in cells.values() for domain in row})
-    lines = [
-        "| | " + " | ".join(domains) + " | mean | in-domain |",
-        "| --- |" + " ---: |" * (len(domains) + 2),
-    ]
+    body = []
     for row in sorted(cells, key=_order):
         # A method's values are of different seeds; any other's repeat one measurement.
-        texts = [
-            _text(cells[row].get(domain, []), spread=row not in (_POCKET, *_ROW_NAMES.values()))
-            for domain in domains
-        ]
+        spread = row not in (_POCKET, *_ROW_NAMES.values())
+        texts = [mean_text(cells[row].get(domain, []), spread=spread) for domain in domains]
         whole = len(cells[row]) == len(domains)
-        ends = [_text(_means(cells[row]) if whole else []), _text(_means(inside.get(row, {})))]
-        lines.append(f"| {row} | " + " | ".join([*texts, *ends]) + " |")
+        ends = [_means(cells[row]) if whole else [], _means(inside.get(row, {}))]
+        body.append([row, *texts, *(mean_text(values, spread=False) for values in ends)])
     noted = ", ".join(f"{name}: {value}" for name, value in facts.items())
-    return "\n".join([*lines, "", f"Top-1 accuracy in % on the held-out domain ({noted})."]) + "\n"
+    table = markdown(["", *domains, "mean", "in-domain"], body)
+    return f"{table}\n\nTop-1 accuracy in % on the held-out domain ({noted}).\n"
 
 
 def _row_of(record: Record) -> str | None:
@@ -77,10 +68,3 @@ def _order(row: str) -> tuple[int, str]:
 
 def _means(values_of: Mapping[str, Sequence[float]]) -> list[float]:
     return [statistics.fmean(values) for values in values_of.values()]
-
-
-def _text(values: Sequence[float], *, spread: bool = False) -> str:
-    if not values:
-        return "–"
-    mean = f"{statistics.fmean(values):.1f}"
-    return f"{mean} ± {statistics.stdev(values):.1f}" if spread and len(values) > 1 else mean

@@ -1,8 +1,8 @@
 """`attar bench`: grids of runs, resumable, gathered into one table."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
@@ -59,10 +59,32 @@ def domains(
     print((folder / "table.md").read_text(encoding="utf-8"))
 
 
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class ClassesData:
+    """Which images, of which classes."""
+
+    data: tuple[Path, ...] = ()
+    """Images with labels; without any, the shipped emoji: half of the concepts unseen, Noto held
+    out, the Unicode keywords as descriptions."""
+    classes: Path | None = None
+    """Class list, see `attar distill`."""
+    templates: str = DataConfig.templates
+    """Prompt templates, see `attar distill`."""
+    subset: Literal["all", "odd", "even"] = "all"
+    """Only the images whose name's sha256 is odd or even."""
+
+    def config(self) -> DataConfig:
+        """Return the same for a run."""
+        return DataConfig(
+            data=self.data, classes=self.classes, templates=self.templates, subset=self.subset
+        )
+
+
 def classes(
     *,
     out: Path,
-    data: tuple[Path, ...] = (),
+    images: ClassesData = ClassesData(),
     teacher: str | None = None,
     student: str = "mobilenetv3_small_100",
     results: Path | None = None,
@@ -72,7 +94,8 @@ def classes(
     """Train on some classes, ask about others: the rows of Li et al.'s tables side by side.
 
     Each row's learning rate is chosen once, on validation images of seen classes. Killed and
-    started again, only what is missing runs.
+    started again, only what is missing runs. Learning rate, seed and tasks are the grid's, whatever
+    the options of a single run say.
 
     For example:
 
@@ -86,9 +109,6 @@ def classes(
     ----------
     out
         Folder of the runs and of the store they share.
-    data
-        Images with labels; without any, the shipped emoji: half of the concepts unseen, Noto held
-        out, the Unicode keywords as descriptions.
     teacher
         As in `attar distill`.
     student
@@ -98,12 +118,12 @@ def classes(
     """
     from attar.bench.classes import emoji_data, run_classes
 
-    images, splits = DataConfig(data=data), sections.splits
-    if not data:
-        images, splits, keywords = emoji_data(out)
+    data, splits = images.config(), sections.splits
+    if not images.data:
+        data, splits, keywords = emoji_data(out, sections.splits)
         grid = replace(grid, descriptions=grid.descriptions or keywords)
     base = RunConfig(
-        data=images,
+        data=data,
         teacher=teacher,
         student=student,
         splits=splits,

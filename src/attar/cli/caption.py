@@ -29,7 +29,7 @@ class CaptionOptions:
     classes: Path | None = None
     """Class list that the labels are checked against."""
     texts: Path | None = None
-    """With `--source retrieval`: sentences, one a line."""
+    """With `--source retrieval`: sentences, one a line, or .jsonl, .csv or .parquet."""
     teacher: str | None = None
     """With `--source retrieval`: as in `attar distill`; not needed with a complete --store."""
     store: Path | None = None
@@ -96,8 +96,9 @@ def _from_model(
 def _retrieve(
     options: CaptionOptions, model: CaptionConfig, embed: EmbedConfig
 ) -> "tuple[ImageTable, Captions]":
+    from attar.data.sentences import read_sentences
     from attar.errors import UsageError
-    from attar.language.captions import read_sentences, retrieve_captions
+    from attar.language.captions import retrieve_captions
     from attar.stages.embedding import check_store, introduce
     from attar.teachers.registry import describe_teacher_spec
 

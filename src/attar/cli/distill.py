@@ -41,6 +41,9 @@ class DistillOptions:
     """Another run whose student is shown beside this one."""
     start_from: Path | None = None
     """A run whose trained student this one starts from, instead of pretrained weights."""
+    texts: Path | None = None
+    """For `dime-fm`: sentences that nothing pairs with the images: a text file (one a line),
+    .jsonl, a .csv or .parquet with a column text or caption, or a store (all of its texts)."""
     references: bool = True
     """Also measure the untrained student, the mean embedding, and the backbone whose projection
     alone was fitted."""
@@ -126,4 +129,5 @@ def run_config(
         references=options.references,
         baseline=options.baseline,
         start_from=options.start_from,
+        texts=options.texts,
     )

@@ -1,6 +1,5 @@
 """`attar few-shot`: new classes from a few images each."""
 
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
@@ -8,22 +7,6 @@ from cyclopts import Parameter
 
 from attar.bench.config import FewShotConfig
 from attar.stages.retrieval_config import RetrievalConfig
-from attar.training.config import TrainingConfig
-
-_TRAINING = TrainingConfig(
-    lr=3e-4, schedule="one-cycle", sampler="half-few-shot", batch_size=64, epochs=20
-)
-
-
-@Parameter(name="*")
-@dataclass(frozen=True, kw_only=True)
-class FewShotSections:
-    """The dotted option groups."""
-
-    training: Annotated[TrainingConfig, Parameter(name="--training")] = field(
-        default_factory=lambda: _TRAINING
-    )
-    retrieval: Annotated[RetrievalConfig, Parameter(name="--retrieval")] = RetrievalConfig()
 
 
 def few_shot(
@@ -31,7 +14,8 @@ def few_shot(
     *,
     out: Path,
     config: Annotated[FewShotConfig, Parameter(name="*")] = FewShotConfig(),
-    sections: Annotated[FewShotSections, Parameter(name="*")] = FewShotSections(),
+    training: Annotated[dict[str, str] | None, Parameter(name="--training")] = None,
+    retrieval: Annotated[RetrievalConfig, Parameter(name="--retrieval")] = RetrievalConfig(),
 ) -> None:
     """Teach a finished run's student its unseen classes from a few images each.
 
@@ -51,8 +35,11 @@ def few_shot(
         A run made by `attar distill` with unseen classes.
     out
         Folder for the runs of the draws, results.jsonl and table.md.
+    training
+        Fine-tuning trains as the run did, but for 20 epochs with the sampler `half-few-shot`, the
+        schedule `one-cycle` and lr 3e-4; any `--training.` option of `attar distill` may be given.
     """
     from attar.bench.few_shot import run_few_shot
 
-    folder = run_few_shot(run, config, sections.training, sections.retrieval, out)
+    folder = run_few_shot(run, config, training or {}, retrieval, out)
     print((folder / "table.md").read_text(encoding="utf-8"))

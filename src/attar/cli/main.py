@@ -50,6 +50,8 @@ _COMMANDS: Sequence[tuple[App, str, str | None]] = (
     (app, "predict:predict", None),
     (app, "predict:latency", None),
     (app, "report:report", None),
+    (app, "select_texts:select_texts", None),
+    (app, "serve_teacher:serve_teacher", None),
     (store, "store:info", None),
     (store, "store:verify", None),
     (store, "store:import_", "import"),

@@ -16,12 +16,12 @@ def command_line() -> str:
 def print_results(results: Path, roles: Iterable[str] = ()) -> None:
     """Print a results.jsonl as the table of teacher, student and baselines per domain.
 
-    Where coherence was measured, its table follows.
+    Where coherence or several labels an image were measured, their tables follow.
     """
     from rich.console import Console
     from rich.table import Table
 
-    from attar.report.tables import COHERENCE, three_way_table
+    from attar.report.tables import COHERENCE, MULTI_LABEL, three_way_table
 
     wanted = set(roles)
     records = [r for r in read_records(results) if not wanted or r.role in wanted]
@@ -32,6 +32,10 @@ def print_results(results: Path, roles: Iterable[str] = ()) -> None:
         from attar.report.coherence import coherence_lines  # loads matplotlib
 
         tables["coherence with the teacher"] = coherence_lines(records)
+    if any(record.task == MULTI_LABEL for record in records):
+        from attar.report.several_labels import label_lines
+
+        tables["several labels an image"] = label_lines(records)
     for title, rows in tables.items():
         if not rows:
             continue

@@ -10,6 +10,8 @@ from attar.errors import UsageError
 from attar.files import sha256_text
 
 UNSEEN = "unseen_classes"
+FURTHER_UNSEEN = "further_unseen"
+_SEEN = ("train", "val", "test_id", "held_out")
 
 
 def assign_unseen(
@@ -44,7 +46,6 @@ def assign_unseen(
     for row, label in enumerate(table.labels):
         if label in indices and assigned[row] in (None, "held_out"):
             assigned[row] = UNSEEN
-    _check_disjoint(table, assigned)
 
 
 def draw_unseen(class_names: Sequence[str], share: float, seed: int) -> tuple[str, ...]:
@@ -74,7 +75,8 @@ def relabel(table: ImageTable, class_names: Sequence[str]) -> ImageTable:
     """
     position = {name: index for index, name in enumerate(class_names)}
     if table.has_label_sets:
-        labels = tuple(position.get(table.class_names[i], -1) if i >= 0 else -1 for i in table.labels)
+        moved = [position.get(name, -1) for name in table.class_names]
+        labels = tuple(moved[label] if label >= 0 else -1 for label in table.labels)
         sets = label_sets_among(table, class_names)
         return replace(table, labels=labels, label_sets=sets, class_names=tuple(class_names))
     used = sorted({label for label in table.labels if label >= 0})
@@ -112,16 +114,23 @@ def _named(table: ImageTable, path: Path) -> tuple[str, ...]:
     return unseen
 
 
-def _check_disjoint(table: ImageTable, assigned: Sequence[str | None]) -> None:
-    """Refuse a class with images both unseen and in training; few-shot images are the exception."""
-    sides: dict[str, set[int]] = {UNSEEN: set(), "train": set(), "val": set()}
+def check_disjoint(table: ImageTable, assigned: Sequence[str | None]) -> None:
+    """Refuse a class that stands on both sides; few-shot images alone may.
+
+    Raises:
+        UsageError: a class is unseen and also trained on or tested as a seen one.
+    """
+    unseen: set[int] = set()
+    seen: set[int] = set()
     for label, name in zip(table.labels, assigned, strict=True):
-        if name in sides and label >= 0:
-            sides[name].add(label)
-    both = sides[UNSEEN] & (sides["train"] | sides["val"])
+        if label >= 0 and name in (UNSEEN, FURTHER_UNSEEN):
+            unseen.add(label)
+        elif label >= 0 and name in _SEEN:
+            seen.add(label)
+    both = unseen & seen
     if both:
         names = ", ".join(repr(table.class_names[label]) for label in sorted(both)[:5])
         raise UsageError(
-            f"{len(both)} classes are both unseen and trained on ({names}): a manifest's split "
-            f"{UNSEEN} must hold classes of its own"
+            f"{len(both)} classes are both unseen and seen ({names}): every image of a class in "
+            f"the manifest's split {UNSEEN} needs that split, or few_shot"
         )

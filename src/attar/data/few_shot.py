@@ -24,8 +24,11 @@ class Shots:
     """Draws the images; None: the first ones by name."""
 
 
-def move_few_shot(table: ImageTable, assigned: list[str | None], shots: Shots) -> None:
-    """Move a few images of each unseen class to few-shot training: the first by name, or drawn."""
+def move_few_shot(table: ImageTable, assigned: list[str | None], shots: Shots) -> list[str]:
+    """Move a few images of each unseen class to few-shot training: the first by name, or drawn.
+
+    Returns what a reader should know of it, one sentence each.
+    """
     if table.has_label_sets:
         raise UsageError(
             f"few_shot {shots.count}: an image with several labels is no shot of one class; name "
@@ -53,10 +56,27 @@ def move_few_shot(table: ImageTable, assigned: list[str | None], shots: Shots) -
         if label >= 0 and len(chosen[label]) < shots.count and key not in chosen[label]:
             chosen[label].append(key)
     _check_shots(table, rows, chosen, shots.count)
-    moved = {key for keys in chosen.values() for key in keys}
+    return _move(table, assigned, rows, chosen)
+
+
+def _move(
+    table: ImageTable,
+    assigned: list[str | None],
+    rows: Sequence[int],
+    chosen: Mapping[int, Sequence[str]],
+) -> list[str]:
+    """Move one row of each chosen image; other rows with its bytes are left out of everything."""
+    wanted = {(label, key) for label, keys in chosen.items() for key in keys}
+    shown = {key for _, key in wanted}
+    copies = 0
     for row in rows:
-        if table.keys[row] in moved:
+        if (table.labels[row], table.keys[row]) in wanted:
+            wanted.remove((table.labels[row], table.keys[row]))
             assigned[row] = "few_shot"
+        elif table.keys[row] in shown:
+            assigned[row] = None
+            copies += 1
+    return [f"{copies:,} copies of few-shot images left out."] if copies else []
 
 
 def _check_shots(

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from attar.data.class_splits import assign_unseen, names_in, relabel
+from attar.data.class_splits import assign_unseen, check_disjoint, names_in, relabel
 from attar.data.few_shot import Shots, move_few_shot
 from attar.data.table import ImageTable
 from attar.errors import UsageError, unknown_name
@@ -27,6 +27,7 @@ SPLIT_NAMES: dict[str, str] = {
 
 SOURCE = ("train", "few_shot", "val")
 """The splits that training and selection may see."""
+_APART = ("unseen_classes", "further_unseen", "held_out")
 _TEST = ("test_id", "test_ood", "unseen_classes", "further_unseen", "held_out")
 
 
@@ -124,10 +125,13 @@ def make_splits(table: ImageTable, config: SplitConfig) -> Splits:
     if config.held_out_domain is not None:
         held_out = domain_index(table, config.held_out_domain)
         for row, domain in enumerate(table.domains):
-            assigned[row] = "held_out" if domain == held_out else assigned[row]
+            if domain == held_out and assigned[row] not in ("unseen_classes", "further_unseen"):
+                assigned[row] = "held_out"
     assign_unseen(table, assigned, config.unseen_share, config.unseen_classes, config.seed)
     _follow_copies(table, assigned)
     _divide(table, assigned, config)
+    check_disjoint(table, assigned)
+    notes: list[str] = []
     if config.few_shot:
         shots = Shots(
             count=config.few_shot,
@@ -135,8 +139,9 @@ def make_splits(table: ImageTable, config: SplitConfig) -> Splits:
             class_seed=config.seed,
             image_seed=config.few_shot_seed,
         )
-        move_few_shot(table, assigned, shots)
-    dropped, notes = _drop_straddling(table, assigned)
+        notes += move_few_shot(table, assigned, shots)
+    dropped, left_out_notes = _drop_straddling(table, assigned)
+    notes += left_out_notes
     rows: dict[str, list[int]] = {name: [] for name in (*SOURCE, *_TEST)}
     for row, name in enumerate(assigned):
         if row not in dropped and name is not None:
@@ -200,8 +205,8 @@ def check_domain(name: str, domains: Iterable[str | None]) -> None:
 def _follow_copies(table: ImageTable, assigned: list[str | None]) -> None:
     """Put files without a split where a manifest puts a copy of them; tests have precedence.
 
-    Copies of the held-out domain's images go to training, from where they are dropped: a test of
-    a domain must not hold images that were found in another.
+    Copies of the held-out domain's images, and of unseen classes', go to training, from where they
+    are dropped: a test must not hold images that were found in another domain or class.
     """
     order = {name: place for place, name in enumerate((*SOURCE, *_TEST))}
     named: dict[str, str] = {}
@@ -210,7 +215,7 @@ def _follow_copies(table: ImageTable, assigned: list[str | None]) -> None:
             named[key] = split
     for row, key in enumerate(table.keys):
         if assigned[row] is None and key in named:
-            assigned[row] = "train" if named[key] == "held_out" else named[key]
+            assigned[row] = "train" if named[key] in _APART else named[key]
 
 
 def _divide(table: ImageTable, assigned: list[str | None], config: SplitConfig) -> None:

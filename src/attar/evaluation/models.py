@@ -25,6 +25,7 @@ from attar.files import sha256_file
 from attar.store.store import Store
 from attar.students.student import Student, load_student
 from attar.teachers.base import Teacher, TeacherInfo
+from attar.types import Outputs
 
 TEACHER = "teacher"
 STUDENT = "student"
@@ -66,6 +67,8 @@ class EvaluatedModel:
     """RGB image to [3, H, W] (torch or numpy); picklable, runs in loader workers."""
     encode: Callable[[Tensor], Tensor] | None = None
     """Prepared images [N, 3, H, W] to [N, D], without gradient."""
+    outputs: Callable[[Tensor], Outputs] | None = None
+    """Prepared images to all that a student says of them, the features of regions too."""
     lookup: Callable[[ImageTable], Features] | None = None
     """Instead of the two above: the features [N, D] of a table that are known already."""
 
@@ -153,6 +156,7 @@ def from_student(
         identity=_student_identity(student),
         prepare=student_transform(student),
         encode=lambda pixels: student_outputs(student, pixels),
+        outputs=lambda pixels: all_outputs(student, pixels, regions=spec.head == "embedding"),
     )
 
 
@@ -253,15 +257,23 @@ def student_transform(student: Student) -> Callable[[Image.Image], Tensor]:
 
 def student_outputs(student: Student, pixels: Tensor, *, trunk: bool = False) -> Tensor:
     """Return features [N, D] (or pooled trunk features [N, W]) of uint8 or [0, 1] images."""
+    outputs = all_outputs(student, pixels, trunk=trunk)
+    features = outputs.trunk if trunk else outputs.features
+    assert isinstance(features, Tensor)
+    return features
+
+
+def all_outputs(
+    student: Student, pixels: Tensor, *, trunk: bool = False, regions: bool = False
+) -> Outputs:
+    """Return what a student says of uint8 or [0, 1] images [N, 3, H, W], without gradient."""
     device = next(student.parameters()).device
     images = pixels.to(device, non_blocking=True)
     if images.dtype == torch.uint8:
         images = images.float() / 255
     with evaluating(student), torch.no_grad():
-        outputs = student(images, trunk=trunk)
-    features = outputs.trunk if trunk else outputs.features
-    assert isinstance(features, Tensor)
-    return features
+        outputs: Outputs = student(images, trunk=trunk, regions=regions)
+    return outputs
 
 
 @contextmanager

@@ -78,7 +78,6 @@ def augmented_keys(
     *,
     views: int = 10,
     seed: int = 0,
-    average: bool = False,
     batch_size: int = 64,
 ) -> tuple[Features, Indices]:
     """Return a model's features of several views of every shot, and their labels.
@@ -91,13 +90,11 @@ def augmented_keys(
         table: the shots, M labelled images.
         views: views an image, the image itself included.
         seed: decides the augmentations.
-        average: one key an image, the mean of its views' unit features (as Tip-Adapter does),
-            instead of a key a view (as Li et al. do).
         batch_size: views in one forward pass.
 
     Returns:
-        Unit features [M * views, D], the views of an image one after the other, or [M, D] with
-        `average`; and the labels of these rows.
+        Unit features [M * views, D], the views of an image one after the other, and the labels of
+        these rows.
 
     Raises:
         UsageError: fewer than one view, or an image without a label.
@@ -125,8 +122,6 @@ def augmented_keys(
             waiting.clear()
     rows = unit(np.concatenate(features))
     labels = np.asarray(table.labels, dtype=np.int64)
-    if average:
-        return _float32(unit(rows.reshape(len(table), views, -1).mean(axis=1))), labels
     return _float32(rows), np.repeat(labels, views)
 
 

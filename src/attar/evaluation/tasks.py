@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from attar.data.table import ImageTable
-from attar.errors import UsageError, unknown_name
+from attar.errors import unknown_name
 from attar.evaluation.coherence import coherence
 from attar.evaluation.config import EvaluationConfig
 from attar.evaluation.evidence import (
@@ -34,9 +34,12 @@ from attar.records import Record, append_records, read_records
 
 EvaluationTask = Callable[[Evidence, Evidence | None, EvaluationData], list[Record]]
 
+GENERALISED_TASK = "generalised_zero_shot"
+"""Only a run knows which classes are seen and unseen, so only a run can be asked for it."""
+
 TASKS: dict[str, EvaluationTask] = {
     "zero_shot": zero_shot,
-    "generalised_zero_shot": generalised_zero_shot,
+    GENERALISED_TASK: generalised_zero_shot,
     "fidelity": fidelity,
     "coherence": coherence,
 }
@@ -92,7 +95,7 @@ def evaluate_models(
         results[model.role] = records
     ordered = [record for model in models for record in results[model.role]]
     if not ordered:
-        raise UsageError(
+        raise NotMeasurable(
             f"nothing can be measured on the split {split!r} of {dataset}: it needs labels and "
             "class features, or a teacher to compare with"
         )

@@ -38,24 +38,6 @@ class Captions:
     """Cosine of image and caption under the teacher; empty when no teacher judged."""
 
 
-def read_sentences(path: Path) -> list[str]:
-    """Read a text file of sentences, one a line; empty and repeated ones are dropped.
-
-    Raises:
-        UsageError: the file cannot be read or holds no sentence.
-    """
-    try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except OSError as error:
-        raise UsageError(f"--texts {path} cannot be read: {error.strerror or error}") from error
-    except UnicodeDecodeError as error:
-        raise UsageError(f"--texts {path} is not UTF-8 text; save it as UTF-8") from error
-    sentences = list(dict.fromkeys(line.strip() for line in lines if line.strip()))
-    if not sentences:
-        raise UsageError(f"--texts {path} holds no sentence; write one a line")
-    return sentences
-
-
 def retrieve_captions(
     teacher: Teacher | None,
     table: ImageTable,

@@ -12,8 +12,9 @@ from pathlib import Path
 from attar.data.classes import ClassList, normalise_name, read_class_list
 from attar.errors import AttarError, UsageError, unknown_name
 from attar.files import check_writable, write_json
+from attar.http import NoAnswer, Stopped
 from attar.language.answers import AnswerLog, answers_path
-from attar.language.chat import Answer, ChatClient, NoAnswer, Stopped, has_words
+from attar.language.chat import Answer, ChatClient, has_words
 from attar.language.config import INSTRUCTIONS, SLOT, DescribeConfig
 from attar.language.wordnet import WordNet
 from attar.store.progress import Meter

@@ -25,6 +25,8 @@ class Objective(nn.Module, abc.ABC):
     """Ask the student for its features before the projection."""
     needs_regions: bool = False
     """Ask the student for the projected features of each place of its last feature map."""
+    needs_layers: bool = False
+    """Ask the student for the feature maps of its stages or blocks."""
     needs_anchor: bool = False
     """Ask for the frozen initial student's Outputs on the same images, as `anchor=`."""
 
@@ -88,6 +90,10 @@ class Sizes:
     trunk_width: int
     num_classes: int
     num_domains: int
+    teacher_dim: int | None = None
+    """The teacher's joint dimension, for plain classifiers too; None without a teacher."""
+    layer_widths: tuple[int, ...] = ()
+    """Channels of the feature maps that the student gives on request."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,11 +112,17 @@ class Method:
     """Further needs that follow from the options."""
     context: Callable[[Any], int] = lambda options: 0
     """How many prompt vectors are learnt in front of every class name; 0: prompts are fixed."""
+    domain_texts: Callable[[Any], tuple[str, ...] | None] = lambda options: None
+    """Words that stand for the source domains in further prompts, "a {word} of a {class}", whose
+    features come in the stream `domain_texts` [C, S, D]; empty: the domains' names; None: no such
+    stream."""
     paired_prompts: bool = False
     """Whether each class has two learnt prompts, "it is there" and "it is not there"."""
     head: Literal["embedding", "classes"] = "embedding"
     training: Mapping[str, Any] = field(default_factory=dict)
     """Defaults of the training configuration that the paper sets otherwise."""
+    student: Mapping[str, Any] = field(default_factory=dict)
+    """Defaults of the student's configuration that the method sets otherwise."""
 
     @property
     def gives_several_labels(self) -> bool:

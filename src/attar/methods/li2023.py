@@ -9,6 +9,7 @@ between vision and language: L_vlprox (eq. 6). Language enrichment: descriptions
 list, captions (L_cap, eq. 8), prompts learnt through the teacher's text tower (CoOp).
 """
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -62,10 +63,10 @@ class LiOptions:
     """What the teacher saw of each image: see `vl2v-adip`."""
 
     def __post_init__(self) -> None:
-        weights = (*(getattr(self, name) for name in _TERMS),)
+        weights = [getattr(self, name) for name in TERMS]
         if min(weights) < 0 or not any(weights):
             raise UsageError(
-                f"--method.{', --method.'.join(n.replace('_', '-') for n in _TERMS)}: give "
+                f"--method.{', --method.'.join(n.replace('_', '-') for n in TERMS)}: give "
                 "weights of at least 0, not all of them 0"
             )
         if self.temperature <= 0:
@@ -75,7 +76,98 @@ class LiOptions:
                 raise UsageError(f"--method.{name} {getattr(self, name)}: give at least {least}")
 
 
-_TERMS = ("classification", "feature_mse", "image_contrastive", "proximity", "caption")
+@dataclass(frozen=True)
+class _Said:
+    """What is known of a batch: by the student, by the teacher, by the labels."""
+
+    student: Tensor
+    """[B, D]"""
+    batch: Batch
+    class_features: Tensor | None
+
+    @property
+    def teacher(self) -> Tensor:
+        """[B, D] the teacher's image features."""
+        if self.batch.image_features is None:
+            raise AttarError("li2023 needs the teacher's image features")
+        return self.batch.image_features
+
+    @property
+    def classes(self) -> Tensor:
+        """[C, D]."""
+        if self.class_features is None:
+            raise AttarError("li2023 needs class features")
+        return self.class_features
+
+    @property
+    def labels(self) -> Tensor:
+        """[B], -1 for none."""
+        if self.batch.labels is None:
+            return torch.full((len(self.student),), -1, device=self.student.device)
+        return self.batch.labels
+
+    @property
+    def captions(self) -> Tensor:
+        """[B, D] zeros for an image without a caption."""
+        if self.batch.caption_features is None:
+            raise AttarError("li2023's caption term needs the features of captions")
+        return self.batch.caption_features
+
+
+def _classification(options: LiOptions, said: _Said) -> Tensor:
+    return classification(said.student, said.classes, said.labels, options.temperature)
+
+
+def _feature_mse(options: LiOptions, said: _Said) -> Tensor:
+    return feature_mse(said.student, said.teacher)
+
+
+def _image_contrastive(options: LiOptions, said: _Said) -> Tensor:
+    paper = options.preset == "paper"
+    both = not paper if options.bidirectional is None else options.bidirectional
+    keep = None
+    if options.filter_contrastive:
+        keep = aligned(said.teacher, said.classes, said.labels)
+    # Eq. 3 has -||s - v||^2 / tau = (2 cos - 2) / tau: cosines at half the temperature.
+    temperature = options.temperature / 2 if paper else options.temperature
+    return image_contrastive(said.student, said.teacher, temperature, both, keep)
+
+
+def _proximity(options: LiOptions, said: _Said) -> Tensor:
+    return proximity(
+        said.student,
+        said.teacher,
+        said.classes,
+        said.labels if options.filter_proximity else None,
+        k=options.nearest,
+        temperature=options.temperature,
+        average="batch" if options.preset == "paper" else "survivors",
+    )
+
+
+def _caption(options: LiOptions, said: _Said) -> Tensor:
+    there = said.captions.square().sum(dim=-1) > 0
+    if not there.any():
+        return said.student.sum() * 0
+    paper = options.preset == "paper"
+    return caption_contrastive(
+        said.student[there],
+        said.captions[there],
+        said.labels[there],
+        # The official code leaves the temperature out.
+        temperature=options.temperature if paper else 1.0,
+        positive_in_denominator=not paper,
+    )
+
+
+TERMS: Mapping[str, Callable[[LiOptions, _Said], Tensor]] = {
+    "classification": _classification,
+    "feature_mse": _feature_mse,
+    "image_contrastive": _image_contrastive,
+    "proximity": _proximity,
+    "caption": _caption,
+}
+"""Every term by the option that weighs it."""
 
 
 class LiObjective(Objective):
@@ -93,85 +185,15 @@ class LiObjective(Objective):
         anchor: Outputs | None = None,
     ) -> Loss:
         """Return the sum; every term is logged unweighted, the filter's share as `aligned`."""
-        options, terms = self.options, {}
-        for name in _TERMS:
-            if getattr(options, name):
-                terms[name] = getattr(self, f"_{name}")(outputs.features, batch, class_features)
-        total = torch.stack([getattr(options, name) * term for name, term in terms.items()]).sum()
-        if class_features is not None and batch.labels is not None:
-            known = batch.labels >= 0
-            keep = aligned(_teacher(batch), class_features, batch.labels) & known
+        said = _Said(outputs.features, batch, class_features)
+        weights = {name: weight for name in TERMS if (weight := getattr(self.options, name))}
+        terms = {name: TERMS[name](self.options, said) for name in weights}
+        total = torch.stack([weight * terms[name] for name, weight in weights.items()]).sum()
+        if class_features is not None and said.labels.ndim == 1:
+            known = said.labels >= 0
+            keep = aligned(said.teacher, said.classes, said.labels)
             terms["aligned"] = keep.float().sum() / known.sum().clamp_min(1)
         return Loss(total=total, terms=terms)
-
-    def _classification(
-        self, student: Tensor, batch: Batch, class_features: Tensor | None
-    ) -> Tensor:
-        classes, temperature = _classes(class_features), self.options.temperature
-        return classification(student, classes, _labels(batch), temperature)
-
-    def _feature_mse(self, student: Tensor, batch: Batch, class_features: Tensor | None) -> Tensor:
-        return feature_mse(student, _teacher(batch))
-
-    def _image_contrastive(
-        self, student: Tensor, batch: Batch, class_features: Tensor | None
-    ) -> Tensor:
-        options = self.options
-        paper = options.preset == "paper"
-        both = not paper if options.bidirectional is None else options.bidirectional
-        keep = None
-        if options.filter_contrastive:
-            keep = aligned(_teacher(batch), _classes(class_features), _labels(batch))
-        # Eq. 3 has -||s - v||^2 / tau = (2 cos - 2) / tau: cosines at half the temperature.
-        temperature = options.temperature / 2 if paper else options.temperature
-        return image_contrastive(student, _teacher(batch), temperature, both, keep)
-
-    def _proximity(self, student: Tensor, batch: Batch, class_features: Tensor | None) -> Tensor:
-        options = self.options
-        return proximity(
-            student,
-            _teacher(batch),
-            _classes(class_features),
-            _labels(batch) if options.filter_proximity else None,
-            k=options.nearest,
-            temperature=options.temperature,
-            average="batch" if options.preset == "paper" else "survivors",
-        )
-
-    def _caption(self, student: Tensor, batch: Batch, class_features: Tensor | None) -> Tensor:
-        if batch.caption_features is None:
-            raise AttarError("li2023's caption term needs the features of captions")
-        there = batch.caption_features.square().sum(dim=-1) > 0
-        if not there.any():
-            return student.sum() * 0
-        paper = self.options.preset == "paper"
-        return caption_contrastive(
-            student[there],
-            batch.caption_features[there],
-            _labels(batch)[there],
-            # The official code leaves the temperature out.
-            temperature=self.options.temperature if paper else 1.0,
-            positive_in_denominator=not paper,
-        )
-
-
-def _teacher(batch: Batch) -> Tensor:
-    if batch.image_features is None:
-        raise AttarError("li2023 needs the teacher's image features")
-    return batch.image_features
-
-
-def _classes(class_features: Tensor | None) -> Tensor:
-    if class_features is None:
-        raise AttarError("li2023 needs class features")
-    return class_features
-
-
-def _labels(batch: Batch) -> Tensor:
-    """Return the labels [B], -1 for none."""
-    if batch.labels is None:
-        return torch.full((len(batch.images),), -1, device=batch.images.device)
-    return batch.labels
 
 
 def _asks(options: LiOptions) -> frozenset[Need]:

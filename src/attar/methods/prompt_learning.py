@@ -46,8 +46,8 @@ class LearntPrompts(ClassFeatures):
             length: context vectors, shared by all classes.
             seed: of the initial context.
             chunk: classes that pass the tower together.
-            checkpointing: keep no activations of the tower and compute each chunk again in the
-                backward pass, which then needs the memory of one chunk for any C.
+            checkpointing: where there are several chunks, keep no activations of the tower and
+                compute each again in the backward pass, which then needs the memory of one.
 
         Raises:
             UsageError: too many context vectors for what the tower reads.
@@ -66,11 +66,12 @@ class LearntPrompts(ClassFeatures):
 
     def forward(self) -> Tensor:
         """Return the unit class features [C, D], differentiable in the context."""
+        again = self._checkpointing and len(self._texts) > self._chunk
         features = []
         for start in range(0, len(self._texts), self._chunk):
             rows = slice(start, start + self._chunk)
             tokens = {name: tensor[rows] for name, tensor in self._tokens.items()}
-            if self._checkpointing and torch.is_grad_enabled():
+            if again and torch.is_grad_enabled():
                 part = checkpoint(self._encode, self.context, tokens, use_reentrant=False)
             else:
                 part = self._encode(self.context, tokens)
@@ -98,7 +99,6 @@ class LearntPrompts(ClassFeatures):
         )
         other.context = self.context
         return other
-
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "LearntPrompts":
         """Copy the context; the frozen text tower is shared."""

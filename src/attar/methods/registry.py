@@ -5,15 +5,39 @@ from typing import Any
 
 from attar.config import coerce_options
 from attar.errors import unknown_name
-from attar.methods import dualcoop, erm, feature_mse, li2023, vl2v_adip
+from attar.methods import (
+    dime_fm,
+    dualcoop,
+    erm,
+    feature_mse,
+    kd,
+    li2023,
+    linear_probe,
+    lp_ft,
+    miro,
+    rise,
+    scmd,
+    simkd,
+    text2concept,
+    vl2v_adip,
+)
 from attar.methods.base import Method
 
 METHODS: Mapping[str, Method] = {
     "closed-set-multilabel": dualcoop.CLOSED_SET,
+    "dime-fm": dime_fm.METHOD,
     "erm": erm.METHOD,
     "feature-mse": feature_mse.METHOD,
+    "kd": kd.METHOD,
     "li2023": li2023.METHOD,
     "li2023-multilabel": dualcoop.METHOD,
+    "linear-probe": linear_probe.METHOD,
+    "lp-ft": lp_ft.METHOD,
+    "miro": miro.METHOD,
+    "rise": rise.METHOD,
+    "scmd": scmd.METHOD,
+    "simkd": simkd.METHOD,
+    "text2concept": text2concept.METHOD,
     "vl2v-adip": vl2v_adip.METHOD,
 }
 

@@ -14,10 +14,12 @@ from attar.report import figures, views
 from attar.report.coherence import coherence_rows, coherence_view
 from attar.report.config import ReportConfig
 from attar.report.read import RunFiles, read_runs
+from attar.report.several_labels import label_rows, label_view
 from attar.report.tables import result_tables, series_labels, with_shared_baseline
 from attar.report.verdict import verdict
 
 _ONLY_COHERENCE = "Only the coherence with the teacher was measured; it stands below."
+_ONLY_LABELS = "Each label of an image was decided by itself; how well is in the table below."
 
 
 def write_report(runs: Sequence[Path], out: Path, config: ReportConfig | None = None) -> Path:
@@ -48,8 +50,13 @@ def render(runs: Sequence[RunFiles], config: ReportConfig) -> str:
     named = [(run.name, record) for run in runs for record in run.records]
     named = with_shared_baseline(named)
     tables, coherence = result_tables(named), coherence_rows(named)
+    several_labels = label_rows(named)
     series = [row.series for table in tables for row in table.rows]
     series += [row.series for row in coherence]
+    series += [row.series for row in several_labels]
+    said = verdict(tables, len(runs))
+    if not tables and (coherence or several_labels):
+        said = _ONLY_LABELS if several_labels else _ONLY_COHERENCE
     styles, labels = figures.series_styles(series), series_labels(series)
     package = resources.files("attar.report")
     environment = jinja2.Environment(
@@ -61,10 +68,11 @@ def render(runs: Sequence[RunFiles], config: ReportConfig) -> str:
     css = package.joinpath("style.css").read_text(encoding="utf-8")
     page = template.render(
         title=config.title or (runs[0].name if len(runs) == 1 else f"{len(runs)} runs"),
-        verdict=verdict(tables, len(runs)) if tables or not coherence else _ONLY_COHERENCE,
+        verdict=said,
         tiles=views.tiles(tables, runs, styles),
         tables=views.table_views(tables, styles, labels, len(runs)),
         coherence=coherence_view(coherence, styles, labels),
+        several_labels=label_view(several_labels, styles, labels),
         runs=[views.run_view(run, styles, config) for run in runs],
         css=Markup(css.replace("PALETTE", views.palette())),
         version=__version__,

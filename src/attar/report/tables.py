@@ -26,6 +26,8 @@ _SIDE_BY_SIDE = ("zeroshot_classification", "fidelity")
 """Tasks that share one table; any other task gets its own, as their accuracies differ in kind."""
 COHERENCE = "coherence"
 """A task without accuracies: `attar.report.coherence` shows it."""
+MULTI_LABEL = "multi_label"
+"""A task of several labels an image: `attar.report.several_labels` shows it."""
 METRICS = {
     "mean_per_class_recall": "mean per class",
     "ece": "calibration error",
@@ -126,7 +128,7 @@ def result_tables(named: Iterable[tuple[str, Record]]) -> list[ResultTable]:
     """
     groups: dict[tuple[str, str, str], list[tuple[str, Record]]] = {}
     for run, record in named:
-        if record.task == COHERENCE:
+        if record.task in (COHERENCE, MULTI_LABEL):
             continue
         task = "" if record.task in _SIDE_BY_SIDE else record.task
         groups.setdefault((record.dataset, record.split, task), []).append((run, record))

@@ -1,8 +1,9 @@
 """The class features that a run trains with: fixed ones, or prompts learnt on the way.
 
 Learnt prompts leave two files in the run: objective.safetensors holds the context vectors, and
-class_features.safetensors the features of all of the run's classes under them. Evaluation and
-export read the second and need no teacher.
+class_features.safetensors the features of all of the run's classes under them: `features` [C, D],
+or `positive` and `negative` where each class has two. Evaluation and export read the second and
+need no teacher.
 """
 
 from collections.abc import Sequence
@@ -11,12 +12,13 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from attar.data.classes import ClassList
 from attar.errors import UsageError
 from attar.files import atomic_path, read_json
-from attar.methods.base import ClassFeatures, FrozenClassFeatures
+from attar.methods.base import ClassFeatures, FrozenClassFeatures, Phase
+from attar.methods.dualcoop import PositiveNegativePrompts
 from attar.methods.prompt_learning import LearntPrompts
 from attar.prompts import class_texts, get_templates
 from attar.run import RunFolder
@@ -27,6 +29,8 @@ from attar.teachers.registry import load_teacher
 from attar.teachers.text_embedding import prompt_encoder
 
 _FILE = "class_features.safetensors"
+_PAIR = ("positive", "negative")
+Prompts = LearntPrompts | PositiveNegativePrompts
 
 
 def context_length(job: Job) -> int:
@@ -57,34 +61,57 @@ def provider(job: Job, knowledge: Knowledge | None) -> ClassFeatures | None:
     length = context_length(job)
     if length and job.teacher is not None:
         texts = [job.plain_text_of(name) for name in names]
-        seed = job.config.training.seed
-        encoder = prompt_encoder(job.teacher)
-        prompts = LearntPrompts(encoder, texts, length=length, seed=seed, checkpointing=True)
-        _go_on_from(prompts, job.config.start_from)
+        prompts = _draw(job, job.teacher, texts)
+        _take_learnt(prompts, "class_features", job.config.start_from)
         return prompts
     features = None if knowledge is None else knowledge.of_classes(names)
     return None if features is None else FrozenClassFeatures(features)
 
 
-def _go_on_from(prompts: LearntPrompts, run: Path | None) -> None:
-    """Let prompts begin as another run learnt them, where it learnt as many."""
+def _draw(job: Job, teacher: Teacher, texts: Sequence[str]) -> Prompts:
+    """Draw the context of one prompt a class, or those of two."""
+    encoder, length = prompt_encoder(teacher), context_length(job)
+    seed = job.config.training.seed
+    if job.recipe[0].paired_prompts:
+        return PositiveNegativePrompts.draw(
+            encoder, texts, length=length, seed=seed, checkpointing=True
+        )
+    return LearntPrompts(encoder, texts, length=length, seed=seed, checkpointing=True)
+
+
+def go_on_from(phases: Sequence[Phase], run: Path | None) -> None:
+    """Let what objectives learn begin as another run learnt it."""
+    for phase in phases:
+        _take_learnt(phase.objective, phase.name, run)
+
+
+def _take_learnt(module: nn.Module, prefix: str, run: Path | None) -> None:
+    """Give a module's parameters the values that a run learnt, where it learnt as many."""
     path = None if run is None else run / "objective.safetensors"
-    context = load_file(path).get("class_features.context") if path and path.is_file() else None
-    if context is not None and context.shape == prompts.context.shape:
-        with torch.no_grad():
-            prompts.context.copy_(context)
+    known = load_file(path) if path is not None and path.is_file() else {}
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            learnt = known.get(f"{prefix}.{name}")
+            if learnt is not None and learnt.shape == parameter.shape:
+                parameter.copy_(learnt)
 
 
 def save_learnt(trained: ClassFeatures, job: Job, run: RunFolder) -> None:
     """Write the features of all of the run's classes under the prompts that were learnt."""
     if not context_length(job):
         return
-    assert isinstance(trained, LearntPrompts)
+    # A run that was killed after its training comes here with prompts that were drawn anew.
+    _take_learnt(trained, "class_features", run.path)
+    assert isinstance(trained, LearntPrompts | PositiveNegativePrompts)
     names = job.images.class_names
     with torch.no_grad():
-        features = trained.for_classes([job.plain_text_of(name) for name in names])()
+        features = trained.for_classes([job.plain_text_of(name) for name in names])().cpu()
+    parts = {"features": features}
+    if job.recipe[0].paired_prompts:
+        parts = dict(zip(_PAIR, features.chunk(2), strict=True))
+    tensors = {name: part.clone() for name, part in parts.items()}
     with atomic_path(run.path / _FILE) as temporary:
-        save_file({"features": features.cpu().contiguous()}, temporary, {"names": "\n".join(names)})
+        save_file(tensors, temporary, {"names": "\n".join(names)})
 
 
 def learnt_features(run: Path, names: Sequence[str]) -> Tensor | None:
@@ -92,15 +119,33 @@ def learnt_features(run: Path, names: Sequence[str]) -> Tensor | None:
 
     `run` is a run's folder or that of the student in it.
     """
+    known, tensors = _read_learnt(run)
+    position = {name: i for i, name in enumerate(known)}
+    if "features" not in tensors or any(name not in position for name in names):
+        return None
+    return tensors["features"][[position[name] for name in names]]
+
+
+def learnt_pairs(run: Path) -> tuple[tuple[str, ...], Tensor]:
+    """Return all of a run's classes and their learnt prompts [2 C, D], the positive ones first.
+
+    Raises:
+        UsageError: the run has learnt none.
+    """
+    names, tensors = _read_learnt(run)
+    if not set(_PAIR) <= tensors.keys():
+        raise UsageError(f"{run} has learnt no positive and negative prompts")
+    return names, torch.cat([tensors[name] for name in _PAIR])
+
+
+def _read_learnt(run: Path) -> tuple[tuple[str, ...], dict[str, Tensor]]:
+    """Return the class names and tensors of a run's file; nothing where there is none."""
     path = next((p for p in (run / _FILE, run.parent / _FILE) if p.is_file()), None)
     if path is None:
-        return None
+        return (), {}
     with safe_open(path, "pt") as file:
-        position = {name: i for i, name in enumerate(file.metadata()["names"].split("\n"))}
-        features: Tensor = file.get_tensor("features")
-    if any(name not in position for name in names):
-        return None
-    return features[[position[name] for name in names]]
+        names = tuple(file.metadata()["names"].split("\n"))
+        return names, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
 
 
 def features_to_export(

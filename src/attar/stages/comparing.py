@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from attar.data.class_splits import names_in
 from attar.data.classes import (
     ClassList,
     make_class_list,
@@ -26,8 +27,9 @@ from attar.evaluation.models import (
     from_teacher,
     open_model,
 )
-from attar.evaluation.tasks import find_task
+from attar.evaluation.tasks import GENERALISED_TASK, find_task
 from attar.files import read_json
+from attar.methods.registry import METHODS
 from attar.prompts import mean_class_features
 from attar.run import DataConfig, RunFolder
 from attar.runtime.bundle import MANIFEST, Bundle
@@ -41,7 +43,7 @@ from attar.stages.embedding import (
     prompts_of,
 )
 from attar.stages.images import read_image_table
-from attar.stages.measuring import EvaluationRequest, open_references, open_run
+from attar.stages.measuring import EvaluationRequest, open_references, open_run, with_own_classes
 from attar.store.config import EmbedConfig
 from attar.store.store import Store
 from attar.teachers.registry import describe_teacher_spec, load_teacher
@@ -84,6 +86,8 @@ def gather(asked: Comparison) -> EvaluationRequest:
         images = _only_training(images, asked.run)
     else:
         images = _leave_out(images, asked.run)
+    if images.has_label_sets and _gives_several_labels(student):
+        return _about_labels(asked, student, _under(known.names, images), out)
     own = known.fit(images.class_names, part=student.head == "classes")
     own = own and (classes is None or known.bundle is not None)
     if own:
@@ -97,13 +101,14 @@ def gather(asked: Comparison) -> EvaluationRequest:
     if knowledge is not None:
         identity = knowledge.teacher.identity
         features = knowledge.class_features if carried is None else carried
+    models = (
+        *([] if knowledge is None else [from_store(knowledge.store)]),
+        student,
+        *_beside(asked, student),
+        *(_other(name, images, prompts) for name in asked.others),
+    )
     return EvaluationRequest(
-        models=(
-            *([] if knowledge is None else [from_store(knowledge.store)]),
-            student,
-            *_beside(asked, student),
-            *(_other(name, images, prompts) for name in asked.others),
-        ),
+        models=tuple(with_own_classes(model, images.class_names) for model in models),
         images=images,
         split=asked.split,
         class_features=features,
@@ -111,6 +116,29 @@ def gather(asked: Comparison) -> EvaluationRequest:
         out=out,
         dataset=_dataset(asked),
         config=asked.config,
+    )
+
+
+def _gives_several_labels(model: EvaluatedModel) -> bool:
+    method = METHODS.get(model.method)
+    return method is not None and method.gives_several_labels
+
+
+def _about_labels(
+    asked: Comparison, student: EvaluatedModel, images: ImageTable, out: Path
+) -> EvaluationRequest:
+    """Ask for several labels an image; the teacher gives none and is asked nothing."""
+    trained = _of_splits(RunFolder(asked.run).images, "train", "val")
+    others = (_other(name, images, []) for name in asked.others)
+    return EvaluationRequest(
+        models=(student, *_beside(asked, student), *others),
+        images=images,
+        split=asked.split,
+        class_features=None,
+        out=out,
+        dataset=_dataset(asked),
+        config=asked.config,
+        seen_labels=names_in(trained),
     )
 
 
@@ -162,7 +190,8 @@ def _under(names: tuple[str, ...], images: ImageTable) -> ImageTable:
     classes = ClassList(names, ((),) * len(names))
     index = match_labels(classes, images.class_names, superset=True)
     labels = tuple(index[label] if label >= 0 else -1 for label in images.labels)
-    return replace(images, labels=labels, class_names=names)
+    sets = tuple(tuple(sorted(index[label] for label in of)) for of in images.label_sets)
+    return replace(images, labels=labels, label_sets=sets, class_names=names)
 
 
 def _leave_out(images: ImageTable, path: Path) -> ImageTable:
@@ -258,6 +287,11 @@ def _check_names(asked: Comparison) -> None:
     """Refuse names of tasks and models that mean nothing, before anything is read or asked."""
     for task in asked.config.tasks:
         find_task(task)
+        if task == GENERALISED_TASK:
+            raise UsageError(
+                f"--tasks {task}: these images are ranked among the classes that are given; give "
+                "--classes with seen and unseen ones, and the task zero_shot"
+            )
     if asked.teacher is not None:
         describe_teacher_spec(asked.teacher)
     for name in asked.others:

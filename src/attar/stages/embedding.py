@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +18,12 @@ from attar.files import check_writable, read_json
 from attar.prompts import class_texts, get_templates, mean_class_features
 from attar.run import DataConfig, RunFolder
 from attar.stages.images import read_image_table
+from attar.stages.sentences import check_texts, texts_of
 from attar.store.config import EmbedConfig
+from attar.store.cost import EmbedCost, embed_cost
 from attar.store.embed import embed_images, embed_texts
 from attar.store.estimate import estimate_embed
+from attar.store.paying import paid_by
 from attar.store.store import Store
 from attar.store.writer import refuse_foreign_folder
 from attar.teachers.base import Teacher, TeacherInfo
@@ -47,18 +51,26 @@ class Knowledge:
 
 
 def introduce(
-    teacher_spec: str | None, store_path: Path, *, needed: bool
+    teacher_spec: str | None,
+    store_path: Path,
+    *,
+    needed: bool,
+    config: EmbedConfig = EmbedConfig(),  # noqa: B008  (it is frozen)
 ) -> tuple[Teacher | None, TeacherInfo | None]:
     """Load the teacher, or read who it was from a store; ask nothing yet.
+
+    A service that does not say its dimension is asked the probes, at the cost of the store.
 
     Raises:
         UsageError: `needed`, and neither a teacher nor a store is there.
     """
     if teacher_spec is not None:
         teacher = load_teacher(teacher_spec)
-        if teacher.info.licence:
-            log.warning("licence of %s: %s", teacher.info.name, teacher.info.licence)
-        return teacher, teacher.info
+        with paid_by(store_path, teacher, config):
+            info = teacher.info
+        if info.licence:
+            log.warning("licence of %s: %s", info.name, info.licence)
+        return teacher, info
     if (store_path / "store.json").is_file():
         return None, Store.open(store_path).info.teacher
     if needed:
@@ -171,20 +183,62 @@ def _complete_store(path: Path, images: ImageTable, texts: Sequence[str]) -> Sto
     return store
 
 
-def embed(data: DataConfig, teacher_spec: str, out: Path, config: EmbedConfig) -> Path:
-    """Embed every image, and every class's prompts, that the store at `out` lacks.
+def embed(
+    data: DataConfig,
+    teacher_spec: str,
+    out: Path,
+    config: EmbedConfig,
+    sentences: Path | None = None,
+) -> Path:
+    """Embed every image, every class's prompts and every sentence that the store at `out` lacks.
 
     Raises:
         UsageError: the request is wrong; the teacher has not been asked.
     """
     describe_teacher_spec(teacher_spec)
     classes = read_class_list(data.classes) if data.classes else None
-    images = read_image_table(data, classes, out)
+    if not data.data and classes is None and sentences is None:
+        raise UsageError("nothing to ask the teacher about: give --data, --classes or --texts")
+    if sentences is not None and not sentences.is_file():
+        raise UsageError(f"--texts {sentences} is no file; give a file of sentences")
+    images = read_image_table(data, classes, out) if data.data else _no_images(classes)
     prompts = prompts_of(classes, images, data.templates)
-    teacher, _ = introduce(teacher_spec, out, needed=True)
+    teacher, _ = introduce(teacher_spec, out, needed=True, config=config)
     check_store(teacher, images, prompts, out, config)
+    missing = 0
+    if sentences is not None:
+        missing = check_texts(texts_of(sentences, data.templates), teacher, out, config)
     consult(teacher, images, prompts, out, config)
+    if sentences is not None and teacher is not None:
+        texts = texts_of(sentences, data.templates)
+        embed_texts(teacher, texts, out, config, missing=missing)
     return out
+
+
+def estimate_cost(
+    data: DataConfig,
+    teacher_spec: str,
+    store: Path,
+    config: EmbedConfig,
+    *,
+    notes: Path,
+    sentences: Path | None = None,
+) -> EmbedCost:
+    """Say what `embed` would ask and cost; ask nothing. Notes on image files go to `notes`."""
+    describe_teacher_spec(teacher_spec)
+    classes = read_class_list(data.classes) if data.classes else None
+    images = read_image_table(data, classes, notes) if data.data else _no_images(classes)
+    flat = [text for of in prompts_of(classes, images, data.templates) for text in of]
+    more = texts_of(sentences, data.templates) if sentences is not None else ()
+    return embed_cost(load_teacher(teacher_spec), images, store, config, chain(flat, more))
+
+
+def _no_images(classes: ClassList | None) -> ImageTable:
+    names = () if classes is None else classes.names
+    return ImageTable(
+        paths=(), names=(), keys=(), labels=(), domains=(), captions=(), splits=(),
+        class_names=names,
+    )  # fmt: skip
 
 
 def features_for_classes(

@@ -27,6 +27,8 @@ class Job:
     in front of."""
     teacher: Teacher | None
     student: Student
+    teacher_dim: int | None = None
+    """The teacher's joint dimension, whether it is loaded or known from its store."""
 
     @property
     def needs(self) -> frozenset[str]:

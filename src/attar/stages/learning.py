@@ -15,7 +15,7 @@ from attar.evaluation.models import features_from_store
 from attar.evaluation.validation import Validator, make_validator
 from attar.methods.base import ClassFeatures, Method, Phase, Sizes
 from attar.run import RunConfig, RunFolder
-from attar.stages import class_space
+from attar.stages import class_space, corpus, domain_texts, several_labels
 from attar.stages.embedding import Knowledge
 from attar.stages.job import Job
 from attar.students.start import take_weights
@@ -71,20 +71,16 @@ def learn(job: Job, knowledge: Knowledge | None, run: RunFolder) -> Path:
         training,
         job.student.spec.image_size,
         online=ask_online(job.teacher) if job.teacher is not None and uses_teacher else None,
+        streams=corpus.streams(job, knowledge) | domain_texts.streams(job, knowledge),
         captions="captions" in job.needs,
     )
-    provider = class_space.provider(job, knowledge)
-    folder = train(
-        job.student,
-        plan_phases(job, feed),
-        feed,
-        provider,
-        training,
-        run.path,
-        validate=make_validation(job.source, knowledge, provider, job.config)
-        if len(job.source.val)
-        else None,
-    )
+    provider, phases = class_space.provider(job, knowledge), plan_phases(job, feed)
+    validate = None
+    if len(job.source.val) and method.gives_several_labels:
+        validate = several_labels.validation(job.source, phases, provider, job.config.evaluation)
+    elif len(job.source.val):
+        validate = make_validation(job.source, knowledge, provider, job.config)
+    folder = train(job.student, phases, feed, provider, training, run.path, validate=validate)
     if provider is not None:
         class_space.save_learnt(provider, job, run)
     return folder
@@ -104,7 +100,10 @@ def plan_phases(job: Job, feed: Feed) -> tuple[Phase, ...]:
     """Return the method's phases for the feed's budget, the same whatever was drawn before."""
     method, options = job.recipe
     torch.manual_seed(derive_seed(job.config.training.seed, "objective"))
-    return method.phases(options, feed.total_steps(), sizes_of(job.student, job.source.train))
+    sizes = sizes_of(job.student, job.source.train, job.teacher_dim)
+    phases = method.phases(options, feed.total_steps(), sizes)
+    class_space.go_on_from(phases, job.config.start_from)
+    return phases
 
 
 def make_validation(
@@ -124,17 +123,19 @@ def make_validation(
     )
 
 
-def sizes_of(student: Student, train_images: ImageTable) -> Sizes:
+def sizes_of(student: Student, train_images: ImageTable, teacher_dim: int | None = None) -> Sizes:
     """Return what objectives may need to know when they are built."""
     size = student.spec.image_size
     was_training = student.training
     student.eval()
     with torch.no_grad():
-        trunk = student(torch.zeros(1, 3, size, size), trunk=True).trunk
+        outputs = student(torch.zeros(1, 3, size, size), trunk=True, layers=True)
     student.train(was_training)
     return Sizes(
         dim=student.spec.dim,
-        trunk_width=trunk.shape[1],
+        trunk_width=outputs.trunk.shape[1],
         num_classes=len(train_images.class_names),
         num_domains=len(train_images.domain_names),
+        teacher_dim=teacher_dim,
+        layer_widths=tuple(layer.shape[1] for layer in outputs.layers),
     )

@@ -1,5 +1,6 @@
 """Teacher, student and baselines measured side by side on images that training never saw."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from attar.device import pick_device
 from attar.evaluation.baselines import constant_mean, fit_projection
 from attar.evaluation.calibration import abstain_threshold, fit_scale
 from attar.evaluation.config import EvaluationConfig
+from attar.evaluation.evidence import NotMeasurable
 from attar.evaluation.features import features_of
 from attar.evaluation.metrics import softmax, unit
 from attar.evaluation.models import (
@@ -28,14 +30,17 @@ from attar.evaluation.models import (
     from_student,
     from_trunk,
 )
-from attar.evaluation.tasks import evaluate_models
+from attar.evaluation.tasks import GENERALISED_TASK, evaluate_models
 from attar.files import write_json
+from attar.methods.registry import find_method
 from attar.records import Record
 from attar.run import RunConfig, RunFolder
-from attar.stages import class_space
+from attar.stages import class_space, several_labels
 from attar.stages.embedding import Knowledge
 from attar.store.store import Store
 from attar.students.student import Student, load_student, save_student
+
+log = logging.getLogger(__name__)
 
 _FITTED_ON = 5000
 """Images that a projection is fitted on at most: more would not move it, and would take time."""
@@ -55,6 +60,8 @@ class EvaluationRequest:
     out: Path
     dataset: str
     config: EvaluationConfig = field(default_factory=EvaluationConfig)
+    seen_labels: frozenset[str] | None = None
+    """For images with several labels: those that the student was trained on."""
 
 
 def build_references(
@@ -67,10 +74,12 @@ def build_references(
     """Save what costs no training: the untrained student, and one with its projection fitted.
 
     With `--student.projection fitted` the student itself then starts from that projection. Plain
-    classifiers have no projection into the teacher's space, so nothing is done for them.
+    classifiers have no projection into the teacher's space, so nothing is done for them; nor are
+    references made that could not stand beside a student with several labels an image.
     """
-    fitted = config.student_config.projection == "fitted"
-    if knowledge is None or student.spec.head == "classes" or not (config.references or fitted):
+    fitted = config.student_config.projection == "fitted" and config.start_from is None
+    shown = config.references and not find_method(config.method).gives_several_labels
+    if knowledge is None or student.spec.head == "classes" or not (shown or fitted):
         return
     folder = run.path / "references"
     if not (folder / "projection-only").is_dir():
@@ -135,6 +144,8 @@ class Measured:
 
     def all_of(self, splits: Splits) -> list[Record]:
         """Measure every split that holds images which training did not learn from."""
+        if find_method(self.config.method).gives_several_labels:
+            return self._labels_of(splits)
         records: list[Record] = []
         in_space = any(m.head == "embedding" for m in self.models if m.role == STUDENT)
         if "coherence" in self.config.evaluation.tasks and in_space:
@@ -147,18 +158,34 @@ class Measured:
 
     def on(self, split: str, table: ImageTable) -> list[Record]:
         """Measure a split whose images are ranked among the table's own classes."""
-        return self._evaluate(split, table, self.config.evaluation)
+        own = tuple(t for t in self.config.evaluation.tasks if t != GENERALISED_TASK)
+        if not own:
+            return []
+        return self._evaluate(split, table, replace(self.config.evaluation, tasks=own))
 
     def among_all(self, split: str, table: ImageTable) -> list[Record]:
         """Measure a split whose images are ranked among seen and unseen classes together."""
         knowledge = self.knowledge
-        if knowledge is None or "zero_shot" not in self.config.evaluation.tasks:
+        asked = {"zero_shot", GENERALISED_TASK} & set(self.config.evaluation.tasks)
+        if knowledge is None or not asked or not table.has_labels:
             return []
         every = relabel(table, knowledge.class_names)
-        config = replace(
-            self.config.evaluation, tasks=("generalised_zero_shot",), predictions=False
-        )
+        config = replace(self.config.evaluation, tasks=(GENERALISED_TASK,), predictions=False)
         return self._evaluate(split, every, config)
+
+    def _labels_of(self, splits: Splits) -> list[Record]:
+        return several_labels.measure(
+            self.models,
+            measured_tables(splits),
+            splits.seen_labels(),
+            self._dataset,
+            self.config.evaluation,
+            self.run.path,
+        )
+
+    @property
+    def _dataset(self) -> str:
+        return "+".join(path.name for path in self.config.data.data)
 
     def coherence_on(self, split: str, table: ImageTable) -> list[Record]:
         """Measure the coherence with the teacher on images that training learnt from."""
@@ -167,16 +194,21 @@ class Measured:
 
     def _evaluate(self, split: str, table: ImageTable, config: EvaluationConfig) -> list[Record]:
         knowledge, names = self.knowledge, table.class_names
-        return evaluate_models(
-            [with_own_classes(model, names) for model in self.models],
-            table,
-            split,
-            None if knowledge is None else knowledge.of_classes(names),
-            self.run.path,
-            "+".join(path.name for path in self.config.data.data),
-            config,
-            teacher_identity="" if knowledge is None else knowledge.teacher.identity,
-        )
+        try:
+            return evaluate_models(
+                [with_own_classes(model, names) for model in self.models],
+                table,
+                split,
+                None if knowledge is None else knowledge.of_classes(names),
+                self.run.path,
+                self._dataset,
+                config,
+                teacher_identity="" if knowledge is None else knowledge.teacher.identity,
+            )
+        except NotMeasurable as reason:
+            # A plain classifier alone can say nothing of classes that it was not trained on.
+            log.warning("%s", reason)
+            return []
 
 
 def with_own_classes(model: EvaluatedModel, names: Sequence[str]) -> EvaluatedModel:
@@ -221,6 +253,8 @@ def calibrated_student(
 ) -> Student:
     """Fit the student's logit scale and abstention threshold on source validation images.
 
+    A student with several labels an image has neither: its probabilities are its own.
+
     Labels are the targets where there are any, else the teacher's class probabilities. Both
     numbers are written to RUN/calibration.json and the scale into the student's own file.
     """
@@ -229,7 +263,8 @@ def calibrated_student(
     learnt = class_space.learnt_features(run.path, validation.class_names)
     classes = classes if learnt is None else learnt
     plain = student.spec.head == "classes"
-    if not len(validation) or (classes is None and not plain):
+    several = find_method(config.method).gives_several_labels
+    if not len(validation) or several or (classes is None and not plain):
         return student
     class_features = None if classes is None else unit(classes)
     initial = 1.0 if plain or knowledge is None else knowledge.teacher.logit_scale
@@ -277,6 +312,10 @@ def open_run(path: Path, role: str) -> EvaluatedModel:
 
 def evaluate(asked: EvaluationRequest) -> Path:
     """Measure the given models side by side; return the results.jsonl they were added to."""
+    if asked.seen_labels is not None:
+        tables, place = {asked.split: asked.images}, (asked.dataset, asked.config, asked.out)
+        several_labels.measure(asked.models, tables, asked.seen_labels, *place)
+        return asked.out / "results.jsonl"
     evaluate_models(
         asked.models,
         asked.images,

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import torch
 
-from attar.methods.base import FrozenClassFeatures
+from attar.methods.base import ClassFeatures, FrozenClassFeatures
+from attar.stages import class_space, corpus, domain_texts
 from attar.stages.job import Job
 from attar.stages.learning import plan_phases
 from attar.store.estimate import EmbedEstimate, estimate_embed, seconds_per_image
@@ -51,11 +52,12 @@ def estimate(job: Job, store_path: Path) -> Estimate:
         missing = estimate_embed(job.teacher.info, job.images, store, embed, flat)
         if missing.missing_images:
             asking = missing.seconds(seconds_per_image(job.teacher, embed))
+    sentences = corpus.count_missing(job, store_path) + domain_texts.count_missing(job, store_path)
     steps, training = _training_seconds(job)
     weights = sum(p.numel() * p.element_size() for p in job.student.parameters())
     return Estimate(
         teacher_images=missing.missing_images,
-        teacher_texts=missing.missing_texts,
+        teacher_texts=missing.missing_texts + sentences,
         embedding_seconds=asking,
         training_steps=steps,
         training_seconds=training,
@@ -65,13 +67,18 @@ def estimate(job: Job, store_path: Path) -> Estimate:
 
 def _training_seconds(job: Job) -> tuple[int, float]:
     training = job.config.training
-    feed = Feed(job.source, None, training, job.student.spec.image_size)
+    size = job.student.spec.image_size
+    streams = corpus.stand_in(job) | domain_texts.stand_in(job)
+    feed = Feed(job.source, None, training, size, streams=streams)
     phases = plan_phases(job, feed)
-    provider = None
-    if job.texts and job.student.spec.head == "embedding":
+    provider: ClassFeatures | None = None
+    if class_space.context_length(job):
+        provider = class_space.provider(job, None)
+    elif job.texts and job.teacher_dim is not None:
         classes = len(job.source.train.class_names)
-        provider = FrozenClassFeatures(torch.randn(classes, job.student.spec.dim))
-    seconds = measure_step(job.student, phases, feed, provider, training).step
+        provider = FrozenClassFeatures(torch.randn(classes, job.teacher_dim))
+    width = job.teacher_dim or job.student.spec.dim
+    seconds = measure_step(job.student, phases, feed, provider, training, width=width).step
     steps = sum(phase.steps for phase in phases)
     return steps, steps * seconds
 

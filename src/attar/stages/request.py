@@ -5,6 +5,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from attar.config import to_plain
@@ -34,7 +35,8 @@ def resolve(config: RunConfig) -> RunConfig:
     return replace(
         config,
         method_options=to_plain(method_options(method, config.method_options)),
-        training=with_method_defaults(config.training, method.training),
+        training=with_method_defaults(config.training, method.training, "--training."),
+        student_config=with_method_defaults(config.student_config, method.student, "--student."),
     )
 
 
@@ -69,6 +71,8 @@ def check_names(config: RunConfig) -> tuple[Method, Any, ClassList | None]:
         raise UsageError(f"--baseline {config.baseline} holds no trained student")
     if config.start_from is not None and not (config.start_from / "student").is_dir():
         raise UsageError(f"--start-from {config.start_from} holds no trained student")
+    if config.texts is not None and not config.texts.exists():
+        raise UsageError(f"--texts {config.texts} does not exist; give a file of sentences")
     for task in config.evaluation.tasks:
         find_task(task)
     classes = read_class_list(config.data.classes) if config.data.classes else None
@@ -78,12 +82,13 @@ def check_names(config: RunConfig) -> tuple[Method, Any, ClassList | None]:
 def check_splits(splits: Splits, config: RunConfig) -> None:
     """Refuse choices that this division of the images cannot serve."""
     source, training = splits.source, config.training
+    chosen_by = training.chooses_by_validation
     few_shot = source.few_shot if len(source.few_shot) else None
     make_sampler(training.sampler, source.train, few_shot, training.batch_size, training.seed)
-    if training.selection == "best" and not len(source.val):
+    if chosen_by and not len(source.val):
         raise UsageError(
-            "--training.selection best needs validation images and the splits leave none "
-            f"({splits.describe()}); raise --splits.val-fraction or use --training.selection last"
+            f"{chosen_by} needs validation images and the splits leave none "
+            f"({splits.describe()}); raise --splits.val-fraction or leave it out"
         )
 
 
@@ -126,8 +131,11 @@ def divide(images: ImageTable, config: RunConfig) -> Splits:
     )
 
 
-def check_needs(method: Method, options: Any, images: ImageTable) -> None:
+def check_needs(
+    method: Method, options: Any, images: ImageTable, texts: Path | None = None
+) -> None:
     """Refuse data that lack what the method needs with these options, by name."""
+    prompts = getattr(options, "class_prompts", False)
     has = {
         "teacher": True,
         "labels": images.has_labels and not images.has_label_sets,
@@ -135,7 +143,7 @@ def check_needs(method: Method, options: Any, images: ImageTable) -> None:
         "class_features": bool(images.class_names),
         "captions": any(caption is not None for caption in images.captions),
         "domains": images.has_domains,
-        "text": False,
+        "text": texts is not None or bool(prompts),
     }
     ways = {
         "labels": "class/image folders, or a manifest with a label column",
@@ -143,7 +151,7 @@ def check_needs(method: Method, options: Any, images: ImageTable) -> None:
         "class_features": "--classes FILE, or labelled images",
         "captions": "a manifest with a caption column",
         "domains": "domain/class/image folders, or a manifest with a domain column",
-        "text": "a store with texts",
+        "text": "--texts FILE with sentences, or --method.class-prompts with --classes",
     }
     for need in sorted(method.needs_with(options)):
         if not has[need]:

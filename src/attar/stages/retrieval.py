@@ -11,8 +11,10 @@ from attar.data.table import ImageTable
 from attar.errors import AttarError, UsageError
 from attar.evaluation.evidence import ALL_DOMAINS
 from attar.evaluation.features import features_of
-from attar.evaluation.few_shot import augmented_keys, tip_adapter_logits
-from attar.evaluation.models import EvaluatedModel, from_teacher
+from attar.evaluation.metrics import Floats
+from attar.evaluation.models import EvaluatedModel, Features, from_teacher
+from attar.evaluation.retrieval import augmented_keys, tip_adapter_logits
+from attar.evaluation.zero_shot import TASK as ZERO_SHOT
 from attar.evaluation.zero_shot import classification_metrics
 from attar.records import Record
 from attar.run import RunConfig
@@ -34,9 +36,12 @@ def retrieve(
 ) -> list[Record]:
     """Classify the unseen classes' other images with and without the keys; nothing is trained.
 
+    Classes that got no images (`further_unseen`) are ranked among themselves: no key speaks there.
+
     Args:
         model: the student.
-        splits: with few-shot images; the images to classify are in `unseen_classes`.
+        splits: with few-shot images; the images to classify are in `unseen_classes`, or where a
+            manifest named it so, in `test_ood`.
         knowledge: what the teacher said of the run's classes.
         config: the run's.
         asked: see `RetrievalConfig`.
@@ -45,24 +50,13 @@ def retrieve(
     Raises:
         UsageError: no few-shot images, a plain classifier, or teacher's keys without a teacher.
     """
-    table, shots = splits.unseen_classes, splits.source.few_shot
+    shots = splits.source.few_shot
+    split = "unseen_classes" if len(splits.unseen_classes) else "test_ood"
+    table = splits.tables()[split]
     if not len(shots) or not len(table):
         raise UsageError("retrieval needs few-shot images and others of the same unseen classes")
     if model.head == "classes":
         raise UsageError("a plain classifier has no joint space: retrieval needs a student in one")
-    of_unseen = with_own_classes(model, table.class_names).class_features
-    class_features: Any = of_unseen
-    if class_features is None:
-        class_features = knowledge.of_classes(table.class_names)
-    if class_features is None:
-        raise AttarError("the run knows no class features")
-    queries = features_of(
-        model,
-        table,
-        out / "features" / "retrieval-queries.safetensors",
-        batch_size=config.evaluation.batch_size,
-        workers=config.evaluation.workers,
-    )
     keys, labels = augmented_keys(
         _key_model(model, config, asked),
         relabel(shots, table.class_names),
@@ -70,15 +64,37 @@ def retrieve(
         seed=config.splits.few_shot_seed or 0,
     )
     records = []
-    for task, alpha in (("zeroshot_classification", 0.0), (TASK, asked.alpha)):
-        logits = tip_adapter_logits(
-            queries, keys, labels, class_features, alpha, asked.beta, asked.scale
-        )
-        measured = classification_metrics(logits, np.asarray(table.labels))
-        # Retrieval's logits are no scaled cosines: how sure they are means nothing.
-        measured.pop("ece")
-        records.append(_record(model, table, task, measured, config, asked))
+    for name, images in ((split, table), ("further_unseen", splits.further_unseen)):
+        if not len(images):
+            continue
+        classes = _class_features(model, images, knowledge)
+        queries = _queries(model, images, config, out / "features" / f"{name}.safetensors")
+        none = tip_adapter_logits(queries, keys[:0], labels[:0], classes, scale=asked.scale)
+        records.append(_record(model, images, (ZERO_SHOT, name), none, config, asked))
+        if name == split:
+            logits = tip_adapter_logits(
+                queries, keys, labels, classes, asked.alpha, asked.beta, asked.scale
+            )
+            records.append(_record(model, images, (TASK, name), logits, config, asked))
     return records
+
+
+def _queries(model: EvaluatedModel, images: ImageTable, config: RunConfig, path: Path) -> Features:
+    return features_of(
+        model,
+        images,
+        path,
+        batch_size=config.evaluation.batch_size,
+        workers=config.evaluation.workers,
+    )
+
+
+def _class_features(model: EvaluatedModel, images: ImageTable, knowledge: Knowledge) -> Any:
+    learnt = with_own_classes(model, images.class_names).class_features
+    features = knowledge.of_classes(images.class_names) if learnt is None else learnt
+    if features is None:
+        raise AttarError("the run knows no class features")
+    return features
 
 
 def _key_model(model: EvaluatedModel, config: RunConfig, asked: RetrievalConfig) -> EvaluatedModel:
@@ -94,12 +110,16 @@ def _key_model(model: EvaluatedModel, config: RunConfig, asked: RetrievalConfig)
 
 def _record(
     model: EvaluatedModel,
-    table: ImageTable,
-    task: str,
-    measured: dict[str, float],
+    images: ImageTable,
+    task_and_split: tuple[str, str],
+    logits: Floats,
     config: RunConfig,
     asked: RetrievalConfig,
 ) -> Record:
+    measured = classification_metrics(logits, np.asarray(images.labels))
+    # These logits are no scaled cosines: how sure they are means nothing.
+    measured.pop("ece")
+    task, split = task_and_split
     return Record(
         dataset="+".join(path.name for path in config.data.data),
         model=model.name,
@@ -108,8 +128,8 @@ def _record(
         metrics=measured,
         role=model.role,
         method=model.method,
-        split="unseen_classes",
+        split=split,
         domain=ALL_DOMAINS,
-        num_images=len(table),
-        extra={"num_classes": len(table.class_names), "keys": asked.keys},
+        num_images=len(images),
+        extra={"num_classes": len(images.class_names), "keys": asked.keys},
     )

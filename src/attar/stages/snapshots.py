@@ -49,7 +49,8 @@ def average(records: Sequence[Record]) -> list[Record]:
     """Return one record for each measurement that the given ones repeat."""
     groups: dict[tuple[str, ...], list[Record]] = defaultdict(list)
     for record in records:
-        groups[record.task, record.split, record.domain, record.dataset].append(record)
+        labels = str(record.extra.get("labels", ""))
+        groups[record.task, record.split, record.domain, record.dataset, labels].append(record)
     return [_mean(group) for group in groups.values()]
 
 

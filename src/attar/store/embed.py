@@ -6,7 +6,8 @@ image that cannot be read is set aside and named, and the run goes on.
 
 import logging
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,16 +26,20 @@ from attar.files import check_writable, read_json, write_json
 from attar.store.config import EmbedConfig
 from attar.store.estimate import estimate_embed
 from attar.store.layout import CLEAN
+from attar.store.missing import missing_texts
+from attar.store.paying import paid_by
 from attar.store.progress import Meter, say
 from attar.store.store import Store
-from attar.store.writer import StoreWriter
-from attar.teachers.base import Teacher
+from attar.store.writer import CommitGuard, StoreWriter
+from attar.teachers.base import Teacher, Unanswered
 
 logger = logging.getLogger(__name__)
 
 SET_ASIDE = "set_aside.json"
 """In the store: [{path, reason}] of files that could not be read or prepared."""
 NAMED_FAILURES = 5
+
+Prepare = Callable[[Image.Image], Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,13 +69,13 @@ class _Work:
     views: tuple[str, ...]
 
 
-class _Images(Dataset[_Prepared]):
+class PreparedImages(Dataset[_Prepared]):
     """Reads and prepares one image after the other; runs in workers and holds no weights."""
 
     def __init__(
-        self, teacher: Teacher, table: ImageTable, work: Sequence[_Work], config: EmbedConfig
+        self, prepare: Prepare, table: ImageTable, work: Sequence[_Work], config: EmbedConfig
     ) -> None:
-        self._prepare = teacher.prepare
+        self._prepare = prepare
         self._table = table
         self._work = work
         self._definitions = config.view_definitions()
@@ -116,28 +121,26 @@ def embed_images(teacher: Teacher, table: ImageTable, path: Path, config: EmbedC
     """Store the teacher's image features of every image (and its recorded views) not yet there.
 
     Identical files are asked once. Killed at any moment and started again, it asks again at most
-    for the shard in flight. Files that cannot be read are named in `path`/set_aside.json.
+    for the shard in flight, and what was paid not at all. Files that cannot be read, or that a
+    remote teacher gives no answer to, are named in `path`/set_aside.json.
     UsageError: another teacher's store, another writer, no space. AttarError: an embedding that
     is not finite (the image is named), or not one image could be read.
     """
     if config.views:
         find_recipe(config.view_recipe)
     check_writable(path)
-    with StoreWriter.open(
-        path,
-        teacher.info,
-        config.dtype,
-        shard_rows=config.shard_rows,
-        commit_seconds=config.commit_seconds,
-    ) as writer:
+    with paid_by(path, teacher, config) as guard, _open(path, teacher, config, guard) as writer:
         for name, definition in config.view_definitions().items():
             writer.add_view(name, definition)
         store = Store.open(path)
         check_writable(path, estimate_embed(teacher.info, table, store, config).bytes)
-        work = _missing(store, table, (CLEAN, *config.view_definitions()))
+        work = missing_work(store, table, config)
         if work:
-            failures = _embed_work(teacher, table, work, writer, config)
-            _set_aside(path, table, failures)
+            failures: list[_Failure] = []
+            try:
+                _embed_work(teacher, table, work, writer, config, failures)
+            finally:
+                _set_aside(path, table, failures)
             if len(failures) == len(work) and not store.num_images:
                 raise AttarError(
                     f"none of the {len(work):,} images could be read; first: "
@@ -146,37 +149,73 @@ def embed_images(teacher: Teacher, table: ImageTable, path: Path, config: EmbedC
     return path
 
 
-def embed_texts(teacher: Teacher, texts: Sequence[str], path: Path, config: EmbedConfig) -> Path:
+def embed_texts(
+    teacher: Teacher,
+    texts: Iterable[str],
+    path: Path,
+    config: EmbedConfig,
+    *,
+    missing: int | None = None,
+) -> Path:
     """Store the teacher's text features of every exact string that is not yet there.
 
-    Errors as in `embed_images`.
+    Errors as in `embed_images`. `missing` is how many the store lacks, where it is known: millions
+    of texts are then read from an iterator as they are asked for, and none is kept.
     """
-    with StoreWriter.open(
+    with paid_by(path, teacher, config) as guard, _open(path, teacher, config, guard) as writer:
+        parts: Iterable[list[str]] = missing_texts(Store.open(path), texts)
+        if missing is None:
+            parts = list(parts)
+            missing = sum(len(part) for part in parts)
+        if missing:
+            with Meter("texts", missing, "texts") as meter, torch.inference_mode():
+                for part in parts:
+                    for start in range(0, len(part), config.batch_size):
+                        some = part[start : start + config.batch_size]
+                        _embed_texts(teacher, some, writer)
+                        meter.advance(len(some))
+            logger.info("embedded %d texts: %s", meter.done, meter.summary)
+    return path
+
+
+def _open(
+    path: Path, teacher: Teacher, config: EmbedConfig, guard: CommitGuard | None
+) -> AbstractContextManager[StoreWriter]:
+    return StoreWriter.open(
         path,
         teacher.info,
         config.dtype,
         shard_rows=config.shard_rows,
         commit_seconds=config.commit_seconds,
-    ) as writer:
-        unique = list(dict.fromkeys(texts))
-        held = Store.open(path).has_texts(unique)
-        missing = [text for text, is_held in zip(unique, held, strict=True) if not is_held]
-        if missing:
-            with Meter("texts", len(missing), "texts") as meter, torch.inference_mode():
-                for start in range(0, len(missing), config.batch_size):
-                    part = missing[start : start + config.batch_size]
-                    writer.add_texts(part, _rows(teacher.encode_texts(part)))
-                    meter.advance(len(part))
-            logger.info("embedded %d texts: %s", len(missing), meter.summary)
-    return path
+        guard=guard,
+    )
 
 
-def _missing(store: Store, table: ImageTable, views: Sequence[str]) -> list[_Work]:
+def _embed_texts(teacher: Teacher, texts: Sequence[str], writer: StoreWriter) -> None:
+    try:
+        writer.add_texts(texts, _rows(teacher.encode_texts(texts)))
+    except Unanswered as partial:
+        features = _rows(partial.features)
+        good = np.flatnonzero(np.isfinite(features).all(axis=1))
+        writer.add_texts([texts[at] for at in good.tolist()], features[good])
+        if partial.cause is not None:
+            raise partial.cause from None
+        at, reason = next(iter(partial.reasons.items()))
+        raise AttarError(
+            f"{len(partial.reasons)} texts got no answer, the first is {texts[at]!r}: {reason}; "
+            "the others are kept: run the same command again"
+        ) from None
+
+
+def missing_work(store: Store | None, table: ImageTable, config: EmbedConfig) -> list[_Work]:
     """Return the work to do in table order; of identical files only the first."""
+    views = (CLEAN, *config.view_definitions())
     first = dict(zip(reversed(table.keys), reversed(range(len(table))), strict=True))
     rows = sorted(first.values())
     keys = [table.keys[row] for row in rows]
-    lacks = np.stack([~store.has_images(keys, view) for view in views], axis=1)
+    lacks = np.ones((len(rows), len(views)), bool)
+    if store is not None:
+        lacks = np.stack([~store.has_images(keys, view) for view in views], axis=1)
     return [
         _Work(
             row=rows[at], views=tuple(view for view, no in zip(views, lacks[at], strict=True) if no)
@@ -191,22 +230,53 @@ def _embed_work(
     work: Sequence[_Work],
     writer: StoreWriter,
     config: EmbedConfig,
-) -> list[_Failure]:
-    failures: list[_Failure] = []
+    failures: list[_Failure],
+) -> None:
     total = sum(len(one.views) for one in work)
-    batches = _batches(_Images(teacher, table, work, config), config)
+    batches = _batches(PreparedImages(teacher.prepare, table, work, config), config)
     with Meter("images", total, "images") as meter, torch.inference_mode():
         for batch in meter.waiting_for(batches):
             failures += batch.failures
             if batch.pixels is not None:
-                features = _rows(teacher.encode_images(batch.pixels))
-                _write(writer, table, batch, features)
-                meter.advance(len(features))
+                meter.advance(_embed_batch(teacher, table, batch, writer, failures))
     logger.info("embedded %d images: %s", meter.done, meter.summary)
-    return failures
 
 
-def _batches(images: _Images, config: EmbedConfig) -> Iterator[_Prepared]:
+def _embed_batch(
+    teacher: Teacher,
+    table: ImageTable,
+    batch: _Prepared,
+    writer: StoreWriter,
+    failures: list[_Failure],
+) -> int:
+    """Write the teacher's answers, return how many; images without one join the failures."""
+    assert batch.pixels is not None
+    try:
+        features = _rows(teacher.encode_images(batch.pixels))
+    except Unanswered as partial:
+        features = _rows(partial.features)
+        good = np.flatnonzero(np.isfinite(features).all(axis=1))
+        _write(writer, table, _select(batch, good.tolist()), features[good])
+        reasons = {batch.rows[at]: reason for at, reason in partial.reasons.items()}
+        failures += [_Failure(row=row, reason=reason) for row, reason in reasons.items()]
+        if partial.cause is not None:
+            raise partial.cause from None
+        return len(good)
+    _write(writer, table, batch, features)
+    return len(features)
+
+
+def _select(batch: _Prepared, places: Sequence[int]) -> _Prepared:
+    return _Prepared(
+        rows=[batch.rows[at] for at in places],
+        views=[batch.views[at] for at in places],
+        params=[batch.params[at] for at in places],
+        pixels=None,
+        failures=[],
+    )
+
+
+def _batches(images: PreparedImages, config: EmbedConfig) -> Iterator[_Prepared]:
     """Return prepared batches of at most `batch_size` views, in order."""
     per_batch = max(1, config.batch_size // (1 + config.views))
     workers = config.workers if len(images) > per_batch else 0
@@ -275,6 +345,7 @@ def _set_aside(path: Path, table: ImageTable, failures: Sequence[_Failure]) -> N
     if entries or before:
         write_json(file, entries)
     if failures:
-        say(f"{len(failures):,} images could not be read and were set aside (see {file}):")
+        what = "images could not be read or embedded"
+        say(f"{len(failures):,} {what} and were set aside (see {file}):")
         for one in failures[:NAMED_FAILURES]:
             say(f"  {table.paths[one.row]}: {one.reason}")

@@ -13,11 +13,15 @@ from attar.store.config import EmbedConfig
 from attar.store.layout import CLEAN, check_dtype, check_teacher
 from attar.store.store import Store
 from attar.teachers.base import Teacher, TeacherInfo
+from attar.teachers.remote import as_remote
 
 CLEAN_ROW_BYTES = 130
 """Metadata of a clean image or a text in Parquet: mostly the 64 characters of its key."""
 VIEW_ROW_BYTES = 260
 """Metadata of a recorded view: its parameters beside the key."""
+
+ASSUMED_SECONDS = 1.0
+"""Of a request to a remote teacher that this store has not asked yet."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,8 +71,27 @@ def estimate_embed(
     )
 
 
+def text_bytes(teacher: TeacherInfo, count: int, config: EmbedConfig) -> int:
+    """Return the bytes on disk that `count` more texts take."""
+    return count * (teacher.dim * np.dtype(config.dtype).itemsize + CLEAN_ROW_BYTES)
+
+
+def remote_seconds(queries: int, config: EmbedConfig, seconds: float = ASSUMED_SECONDS) -> float:
+    """Return the time of `queries` when one request takes `seconds`."""
+    batches, rest = divmod(queries, config.batch_size)
+    sizes = [config.batch_size] * batches + [rest] * bool(rest)
+    requests = [-(-size // config.request_size) for size in sizes]
+    waves = sum(-(-count // config.parallel) for count in requests)
+    return max(waves * seconds, sum(requests) / config.rate if config.rate else 0.0)
+
+
 def seconds_per_image(teacher: Teacher, config: EmbedConfig, batches: int = 2) -> float:
-    """Time the bare teacher on grey images (no image of the user is asked twice)."""
+    """Time the bare teacher on grey images (no image of the user is asked twice).
+
+    A remote teacher is not asked: a second is assumed for each of its requests.
+    """
+    if as_remote(teacher) is not None:
+        return remote_seconds(config.batch_size, config) / config.batch_size
     pixels = teacher.prepare(Image.new("RGB", (256, 256), "grey"))
     batch = pixels.expand(config.batch_size, *pixels.shape).contiguous()
     with torch.inference_mode():

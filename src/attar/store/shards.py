@@ -80,6 +80,18 @@ class ShardedRows:
             out[where] = self._map(shard)[inside]
         return out
 
+    def scan(self, batch: int, start: int = 0) -> Iterator[tuple[int, NDArray[Any]]]:
+        """Yield (first row, embeddings [n, D]) from row `start` on, n at most `batch`.
+
+        A shard is mapped for as long as it is read.
+        """
+        for number, end in enumerate(self._starts[1:].tolist()):
+            first = int(self._starts[number])
+            if end > start:
+                array = self._load(number)
+                for at in range(max(first, start), end, batch):
+                    yield at, np.array(array[at - first : at - first + batch])
+
     def columns(self, rows: NDArray[np.int64], names: Sequence[str]) -> dict[str, list[Any]]:
         """Return the named metadata columns of the rows [n], each as a list [n]."""
         out: dict[str, list[Any]] = {name: [None] * len(rows) for name in names}
@@ -124,18 +136,18 @@ class ShardedRows:
             yield int(number), where, rows[where] - self._starts[number]
 
     def _map(self, number: int) -> NDArray[Any]:
-        def load() -> NDArray[Any]:
-            shard = self._shards[number]
-            file = embeddings_file(self._store, self._kind, shard.index)
-            try:
-                array: NDArray[Any] = np.load(file, mmap_mode="r")
-            except (OSError, ValueError) as error:
-                raise damaged(self._store, file, str(error)) from error
-            if array.shape != (shard.rows, self._dim) or array.dtype != self._dtype:
-                raise damaged(self._store, file, f"it holds {array.dtype} {array.shape}")
-            return array
+        return _cached(self._maps, number, OPEN_MAPS, lambda: self._load(number))
 
-        return _cached(self._maps, number, OPEN_MAPS, load)
+    def _load(self, number: int) -> NDArray[Any]:
+        shard = self._shards[number]
+        file = embeddings_file(self._store, self._kind, shard.index)
+        try:
+            array: NDArray[Any] = np.load(file, mmap_mode="r")
+        except (OSError, ValueError) as error:
+            raise damaged(self._store, file, str(error)) from error
+        if array.shape != (shard.rows, self._dim) or array.dtype != self._dtype:
+            raise damaged(self._store, file, f"it holds {array.dtype} {array.shape}")
+        return array
 
     def _table(self, number: int, names: tuple[str, ...]) -> Any:
         return _cached(

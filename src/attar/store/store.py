@@ -12,6 +12,7 @@ from attar.data.views import RecordedView
 from attar.errors import AttarError
 from attar.files import sha256_text
 from attar.store.layout import CLEAN, IMPORTED, StoreInfo
+from attar.store.ledger import LEDGER, Ledger
 from attar.store.shards import ShardedRows
 
 
@@ -87,6 +88,10 @@ class Store:
 
     def text_features(self, texts: Sequence[str]) -> NDArray[Any]:
         """Return the teacher's unit text features [n, D]; AttarError when any is missing."""
+        return self._texts.features(self.text_rows(texts))
+
+    def text_rows(self, texts: Sequence[str]) -> NDArray[np.int64]:
+        """Return the row [n] of each exact string; AttarError when any is missing."""
         rows = self._texts.index().find([sha256_text(text) for text in texts])
         missing = np.flatnonzero(rows < 0)
         if len(missing):
@@ -94,6 +99,10 @@ class Store:
                 f"{len(missing):,} of {len(texts):,} texts have no embedding in {self.path} "
                 f"(first: {texts[missing[0]]!r}); {self._way_out('texts')}"
             )
+        return rows
+
+    def features_of_texts(self, rows: NDArray[np.int64]) -> NDArray[Any]:
+        """Return the teacher's unit text features [n, D] of the rows [n], in the stored dtype."""
         return self._texts.features(rows)
 
     def recorded_view(self, rows: NDArray[np.int64]) -> list[RecordedView | None]:
@@ -122,6 +131,17 @@ class Store:
                 features=self.image_features(rows),
             )
 
+    def scan_texts(self, batch: int, start: int = 0) -> Iterator[tuple[int, NDArray[Any]]]:
+        """Yield (first row, unit text features [n, D]) from row `start` on, n at most `batch`.
+
+        Only the shard that is being read is open, so a scan takes as little memory at any size.
+        """
+        return self._texts.scan(batch, start)
+
+    def image_names(self, rows: NDArray[np.int64]) -> list[str]:
+        """Return the path [n] that each row's image had below its data root."""
+        return self._images.columns(rows, ["image_path"])["image_path"]
+
     def _way_out(self, what: str) -> str:
         if self.info.teacher.identity.startswith(IMPORTED):
             return f"the store was imported, so import embeddings that cover these {what}"
@@ -136,6 +156,7 @@ def store_info(path: Path) -> dict[str, Any]:
     """Return what `attar store info` shows: teacher, dtype, views, counts, shards and bytes."""
     info = StoreInfo.read(path)
     shards = (*info.image_shards, *info.text_shards)
+    ledger = Ledger(path) if (path / LEDGER).is_file() else None
     return {
         "path": str(path),
         "teacher": info.teacher.name,
@@ -150,4 +171,7 @@ def store_info(path: Path) -> dict[str, Any]:
         "image_shards": len(info.image_shards),
         "text_shards": len(info.text_shards),
         "bytes": sum(shard.embeddings_bytes + shard.metadata_bytes for shard in shards),
+        **(
+            {"paid_queries": ledger.paid_queries, "unsure_queries": ledger.unsure} if ledger else {}
+        ),
     }

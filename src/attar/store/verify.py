@@ -14,6 +14,7 @@ from attar.data.table import ImageTable
 from attar.data.views import RecordedView
 from attar.errors import AttarError, UsageError
 from attar.files import sha256_file
+from attar.store.config import EmbedConfig
 from attar.store.layout import (
     CLEAN,
     IMPORTED,
@@ -24,12 +25,14 @@ from attar.store.layout import (
     embeddings_file,
     metadata_file,
 )
+from attar.store.paying import paid_by
 from attar.store.shards import damaged
 from attar.store.store import Store
 from attar.store.writer import store_lock
-from attar.teachers.base import Teacher
+from attar.teachers.base import Teacher, Unanswered
 
 BATCH = 16
+KINDS: tuple[Kind, ...] = ("image", "text")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,10 +71,9 @@ class VerifyReport:
 def check_files(path: Path) -> tuple[Damage, ...]:
     """Return the files of committed shards whose checksum is wrong; reads every byte."""
     info = StoreInfo.read(path)
-    kinds: tuple[Kind, ...] = ("image", "text")
     return tuple(
         damage
-        for kind in kinds
+        for kind in KINDS
         for shard in info.shards(kind)
         for damage in _damages(path, kind, shard)
     )
@@ -120,8 +122,15 @@ def verify_store(
         raise damaged(path, damage.file, damage.reason)
     store = Store.open(path)
     random = np.random.default_rng(seed)
-    names, cosines = _verify_images(store, teacher, table, sample, random)
-    texts, text_cosines = _verify_texts(store, teacher, sample, random)
+    with paid_by(path, teacher, EmbedConfig()) as guard:
+        try:
+            names, cosines = _verify_images(store, teacher, table, sample, random)
+            texts, text_cosines = _verify_texts(store, teacher, sample, random)
+        except Unanswered as error:
+            raise error.cause or AttarError(f"teacher {teacher.info.name!r}: {error}") from error
+        if guard is not None:
+            for kind in KINDS:
+                guard.after_commit(kind)
     every = np.concatenate([cosines, text_cosines])
     if not len(every):
         raise UsageError(f"{path} holds nothing yet; fill it with attar embed")

@@ -5,7 +5,6 @@ then listed in store.json, itself replaced by rename. So after a kill at any mom
 listed is whole, and what is lost is at most the shard in flight.
 """
 
-import os
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import count
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import numpy as np
 import pyarrow as pa
@@ -22,7 +21,13 @@ from filelock import FileLock, Timeout
 from numpy.typing import ArrayLike, NDArray
 
 from attar.errors import AttarError, UsageError
-from attar.files import atomic_path, check_writable, sha256_file, sha256_text
+from attar.files import (
+    atomic_path,
+    check_writable,
+    sha256_file,
+    sha256_text,
+    sync_folder,
+)
 from attar.store.layout import (
     EMBEDDINGS,
     METADATA,
@@ -62,6 +67,16 @@ def store_lock(path: Path) -> Iterator[None]:
         lock.release()
 
 
+class CommitGuard(Protocol):
+    """Whoever has a say before rows become a shard."""
+
+    def before_commit(self, kind: Kind) -> None:
+        """Raise when the pending rows must not be committed; they are dropped then."""
+
+    def after_commit(self, kind: Kind) -> None:
+        """The rows are in a shard."""
+
+
 @dataclass
 class _Pending:
     """Rows that are not yet in a committed shard."""
@@ -80,12 +95,19 @@ class StoreWriter:
     """
 
     def __init__(
-        self, path: Path, info: StoreInfo, *, shard_rows: int, commit_seconds: float
+        self,
+        path: Path,
+        info: StoreInfo,
+        *,
+        shard_rows: int,
+        commit_seconds: float,
+        guard: CommitGuard | None = None,
     ) -> None:
         self.path = path
         self.info = info
         self._shard_rows = shard_rows
         self._commit_seconds = commit_seconds
+        self._guard = guard
         self._pending: dict[Kind, _Pending] = {kind: _new_pending(kind) for kind in COLUMNS}
 
     @classmethod
@@ -98,6 +120,7 @@ class StoreWriter:
         *,
         shard_rows: int = 16384,
         commit_seconds: float = 120.0,
+        guard: CommitGuard | None = None,
     ) -> Iterator[Self]:
         """Open or create a store for writing.
 
@@ -116,7 +139,9 @@ class StoreWriter:
                 info = StoreInfo(teacher=teacher, dtype=dtype)
                 info.write(path)
             _remove_leftovers(path, info)
-            writer = cls(path, info, shard_rows=shard_rows, commit_seconds=commit_seconds)
+            writer = cls(
+                path, info, shard_rows=shard_rows, commit_seconds=commit_seconds, guard=guard
+            )
             try:
                 yield writer
             finally:
@@ -194,6 +219,9 @@ class StoreWriter:
         pending = self._pending[kind]
         if not pending.rows:
             return
+        if self._guard is not None:
+            self._pending[kind] = _new_pending(kind)
+            self._guard.before_commit(kind)
         used = {shard.index for shard in self.info.shards(kind)}
         index = next(number for number in count() if number not in used)
         try:
@@ -205,7 +233,7 @@ class StoreWriter:
                 else replace(self.info, text_shards=shards)
             )
             info.write(self.path)
-            _sync_folder(self.path)
+            sync_folder(self.path)
         except OSError as error:
             raise AttarError(
                 f"cannot write to {self.path} ({error.strerror or error}); committed shards are "
@@ -213,6 +241,8 @@ class StoreWriter:
             ) from error
         self.info = info
         self._pending[kind] = _new_pending(kind)
+        if self._guard is not None:
+            self._guard.after_commit(kind)
 
 
 def _new_pending(kind: Kind) -> _Pending:
@@ -227,8 +257,8 @@ def _write_shard(store: Path, kind: Kind, index: int, pending: _Pending) -> Shar
         np.save(file, np.concatenate(pending.features))
     with atomic_path(metadata) as temporary:
         pq.write_table(pa.table(pending.columns, schema=schema), temporary)
-    _sync_folder(embeddings.parent)
-    _sync_folder(metadata.parent)
+    sync_folder(embeddings.parent)
+    sync_folder(metadata.parent)
     return Shard(
         index=index,
         rows=pending.rows,
@@ -293,14 +323,3 @@ def _remove_leftovers(store: Path, info: StoreInfo) -> None:
                     file.unlink()
     for file in store.glob(".*.partial"):
         file.unlink()
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make renames in a folder survive a power cut, where the system can."""
-    if os.name != "posix":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -69,22 +69,30 @@ class Student(nn.Module):
         self.register_buffer("mean", torch.tensor(spec.mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(spec.std).view(1, 3, 1, 1), persistent=False)
 
-    def forward(self, images: Tensor, *, trunk: bool = False, regions: bool = False) -> Outputs:
+    def forward(
+        self, images: Tensor, *, trunk: bool = False, regions: bool = False, layers: bool = False
+    ) -> Outputs:
         """Return features [B, D] (unnormalised) of images [B, 3, H, W] in [0, 1].
 
         `trunk` adds the pooled features before the projection [B, W], `regions` the projected
-        features of each place of the last feature map [B, R, D].
+        features of each place of the last feature map [B, R, D], `layers` the feature maps that
+        timm gives of the stages or blocks; none where it gives none.
         """
         normalised = (images - self.mean) / self.std
-        if not trunk and not regions:
+        if not trunk and not regions and not layers:
             return Outputs(features=self.network(normalised))
         network: Any = self.network
-        feature_map = network.forward_features(normalised)
+        maps: Sequence[Tensor] = ()
+        if layers and hasattr(network, "forward_intermediates"):
+            feature_map, maps = network.forward_intermediates(normalised)
+        else:
+            feature_map = network.forward_features(normalised)
         pooled = network.forward_head(feature_map, pre_logits=True)
         return Outputs(
             features=self._project(pooled),
             trunk=pooled if trunk else None,
             regions=self._regions(feature_map) if regions else None,
+            layers=tuple(maps) if layers else None,
         )
 
     def _project(self, pooled: Tensor) -> Tensor:

@@ -5,12 +5,14 @@ softmax is (`logit_scale`).  Its two towers are given only where white-box metho
 into them; everything else goes through the three functions of the protocol.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 from PIL import Image
 from torch import Tensor, nn
+
+from attar.errors import AttarError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,3 +71,21 @@ class Teacher(Protocol):
         Long lists are batched inside; the result does not depend on the order of the texts.
         """
         ...
+
+
+class Unanswered(Exception):
+    """Some questions of a batch got no answer; those that did are kept.
+
+    Only teachers that are asked over a network raise it.
+    """
+
+    def __init__(
+        self, features: Tensor, reasons: Mapping[int, str], cause: AttarError | None = None
+    ) -> None:
+        super().__init__(next(iter(reasons.values()), str(cause)))
+        self.features = features
+        """[N, D] float32, NaN in the rows without an answer."""
+        self.reasons = dict(reasons)
+        """Row -> why this very question has no answer."""
+        self.cause = cause
+        """What stops the run, when the trouble is not with single questions."""

@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 SPELLINGS = (
     "ViT-B-32/openai, ViT-B-32,openai, hf-hub:ORG/NAME, local-dir:FOLDER, hf:FOLDER-or-ORG/NAME, "
-    "pocket, pocket-without:DOMAIN"
+    "pocket, pocket-without:DOMAIN, https://HOST/v1#MODEL"
 )
 
 
@@ -55,6 +55,7 @@ TEACHERS: dict[str, TeacherKind] = {
     "pocket-without": TeacherKind(
         _on_use("pocket.check_pocket_without"), _on_use("pocket.load_pocket")
     ),
+    "remote": TeacherKind(_on_use("remote_address.check_remote"), _on_use("remote.load_remote")),
 }
 
 
@@ -86,6 +87,8 @@ def parse_teacher_spec(spec: str) -> tuple[str, str]:
     """Return the kind (a key of `TEACHERS`) and what the spec says beyond it."""
     spec = spec.strip()
     prefix, colon, value = spec.partition(":")
+    if prefix in ("http", "https"):
+        return "remote", spec
     if colon and prefix in TEACHERS and value:
         return prefix, value
     if spec in TEACHERS and not _on_disk(spec):

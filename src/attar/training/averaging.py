@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from attar.training.config import TrainingConfig
+from attar.training.swad import SWAD, OfficialWindow, Window
+from attar.training.weights import Mean, blend
 
 
 class Averager(Protocol):
@@ -15,6 +17,10 @@ class Averager(Protocol):
 
     One is made at the start of each phase.
     """
+
+    judges_live: bool
+    """Whether it chooses what to average by the validation of the live weights: those are then
+    measured, and no other selection applies to its result."""
 
     def update(self, model: nn.Module) -> None:
         """Take in the weights after an optimiser step."""
@@ -39,22 +45,18 @@ class ExponentialAverage:
     are averaged alike; counters are copied.
     """
 
+    judges_live = False
+
     def __init__(self, model: nn.Module, decay: float) -> None:
         self._decay = decay
         self._count = 0
         self._average = {k: v.detach().clone() for k, v in model.state_dict().items()}
 
-    @torch.no_grad()
     def update(self, model: nn.Module) -> None:
         """Take in the weights after an optimiser step."""
         self._count += 1
         decay = min(self._decay, (1 + self._count) / (10 + self._count))
-        for name, value in model.state_dict().items():
-            average = self._average[name]
-            if average.is_floating_point():
-                average.lerp_(value, 1 - decay)
-            else:
-                average.copy_(value)
+        blend(self._average, model.state_dict(), 1 - decay)
 
     def validated(self, step: int, metrics: Mapping[str, float]) -> None:
         """Nothing to do: this average does not look at validation."""
@@ -76,9 +78,66 @@ class ExponentialAverage:
             average.copy_(state[f"average.{name}"])
 
 
-def build_averager(config: TrainingConfig, model: nn.Module) -> Averager | None:
-    """Return the configured average, starting at the model's weights, or None."""
-    return None if config.ema is None else ExponentialAverage(model, config.ema)
+class TailAverage:
+    """The plain mean of the weights after each of a phase's last steps (Izmailov et al., 2018).
+
+    Before the tail begins, the live weights stand in for the mean.
+    """
+
+    judges_live = False
+
+    def __init__(self, model: nn.Module, phase_steps: int, share: float) -> None:
+        self._model = model
+        self._skipped = phase_steps - max(1, round(share * phase_steps))
+        self._steps = 0
+        self._mean = Mean()
+
+    def update(self, model: nn.Module) -> None:
+        """Take in the weights after an optimiser step."""
+        self._steps += 1
+        if self._steps > self._skipped:
+            self._mean.add(model.state_dict())
+
+    def validated(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Nothing to do: this average does not look at validation."""
+
+    def weights(self) -> Mapping[str, Tensor]:
+        """Return the averaged state dict of the model."""
+        return self._mean.weights if self._mean.count else self._model.state_dict()
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the averaged weights and the number of steps seen."""
+        return {"steps": torch.tensor(self._steps), **self._mean.state_dict("mean")}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from a saved state."""
+        self._steps = int(state["steps"])
+        self._mean.load_state_dict(state, "mean", device_of(self._model))
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Return where a model's weights are."""
+    return next(iter(model.state_dict().values())).device
+
+
+def build_averager(
+    config: TrainingConfig, model: nn.Module, phase_steps: int, *, last: bool = True
+) -> Averager | None:
+    """Return the configured average, starting at the model's weights, or None.
+
+    SWAD averages in the last phase alone: what an earlier one hands on are its live weights, as
+    VL2V's second stage starts from raw weights and not from an average.
+    """
+    kind = config.averaging
+    if kind == "ema":
+        return ExponentialAverage(model, config.ema_decay)
+    if kind == "tail":
+        return TailAverage(model, phase_steps, config.tail_share)
+    if kind in ("swad", "swad-code") and last:
+        numbers = (config.swad_converge, config.swad_tolerance, config.swad_ratio)
+        window = OfficialWindow(*numbers) if kind == "swad-code" else Window(*numbers)
+        return SWAD(device_of(model), window, config.swad_segments)
+    return None
 
 
 @contextmanager
@@ -93,3 +152,15 @@ def averaged_weights(model: nn.Module, averager: Averager | None) -> Iterator[No
         yield
     finally:
         model.load_state_dict(own)
+
+
+@contextmanager
+def validated_weights(model: nn.Module, averager: Averager | None) -> Iterator[None]:
+    """Let the model carry the weights that validation measures inside the block."""
+    with averaged_weights(model, None if chooses(averager) else averager):
+        yield
+
+
+def chooses(averager: Averager | None) -> bool:
+    """Say whether the average itself chooses by validation, so that nothing else may."""
+    return averager is not None and averager.judges_live

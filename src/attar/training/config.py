@@ -7,6 +7,8 @@ from typing import Literal
 from attar.errors import UsageError
 
 _DEFAULT_EPOCHS = 10.0
+_DEFAULT_DECAY = 0.999
+_SWAD_VALIDATIONS = 25
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,9 +36,26 @@ class TrainingConfig:
     """Share of each phase's steps in which the learning rate rises linearly."""
     clip_norm: float | None = None
     """Greatest gradient norm, or none."""
+    average: Literal["none", "ema", "tail", "swad", "swad-code"] = "none"
+    """Which average of the weights is saved in place of the last ones: `ema`, exponential; `tail`,
+    the mean over the last steps of a phase; `swad`, over the valley of the validation loss, in the
+    last phase; `swad-code`, the same with all that the official class counts twice."""
     ema: float | None = None
-    """Decay of the exponential moving average of the weights (e.g. 0.999); the averaged weights
-    are the ones validated and saved."""
+    """Decay of `ema` (0.999), which a value given here also switches on; `ema` and `tail` weights
+    are validated too."""
+    tail_share: float = 0.25
+    """Share of a phase's steps whose weights `tail` averages, counted back from its end."""
+    swad_converge: int = 3
+    """Validations that `swad` waits for: the first whose loss is the least of so many starts the
+    window."""
+    swad_tolerance: int = 6
+    """Validations in a row above the threshold that end `swad`'s window, and how far back
+    validations before its start may join."""
+    swad_ratio: float = 0.3
+    """How far `swad`'s threshold lies above the mean loss of the validations that it waited for."""
+    swad_segments: Literal["fresh", "vl2v"] = "fresh"
+    """`fresh`: every validation begins a new average, as the original does; `vl2v`: only those at a
+    multiple of 1000 steps after 2500, so that segments overlap, as VL2V's code does by default."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """`auto` times a few steps each way on this machine and keeps the fastest."""
     sampler: Literal["uniform", "per-domain", "half-few-shot"] = "uniform"
@@ -53,8 +72,9 @@ class TrainingConfig:
     checkpoint_every: int = 200
     """Steps between checkpoints; a killed run goes on from the last one."""
     validate_every: int | None = None
-    """Steps between validations on source images; by default only at the end of each phase, and
-    ten times a phase where the best weights are wanted."""
+    """Steps between validations on source images; by default only at the end of each phase, ten
+    times a phase where the best weights are wanted, and 25 times in the phase that `swad`
+    averages (200 of 5000 steps, as VL2V has it)."""
     selection: Literal["last", "best"] = "last"
     """Which weights end a phase: the last ones, or the best on source validation images, those that
     the phase began with among them."""
@@ -84,6 +104,15 @@ class TrainingConfig:
             self._require(name, above=0)
         self._require("warmup", minimum=0, below=1)
         self._require("ema", minimum=0, below=1)
+        self._require("tail_share", above=0, below=1)
+        for name in ("swad_converge", "swad_tolerance"):
+            self._require(name, minimum=1)
+        self._require("swad_ratio", minimum=0)
+        if self.ema is not None and self.average not in ("none", "ema"):
+            raise UsageError(
+                f"--training.ema {self.ema} is the decay of --training.average ema: leave it out "
+                f"with {self.average}"
+            )
         if not all(0 < share < 1 for share in self.milestones):
             raise UsageError(f"--training.milestones {self.milestones}: shares between 0 and 1")
 
@@ -103,11 +132,34 @@ class TrainingConfig:
             wanted += f" and below {below:g}"
         raise UsageError(f"--training.{name.replace('_', '-')} {value}: must be {wanted}")
 
-    def validation_interval(self, phase_steps: int) -> int | None:
-        """Return the steps between validations in a phase, or None: only at its end."""
-        if self.validate_every is None and self.selection == "best":
-            return max(1, phase_steps // 10)
-        return self.validate_every
+    @property
+    def averaging(self) -> str:
+        """Which average is taken: `average`, or "ema" where only its decay was given."""
+        return "ema" if self.average == "none" and self.ema is not None else self.average
+
+    @property
+    def ema_decay(self) -> float:
+        """The decay of the exponential average."""
+        return _DEFAULT_DECAY if self.ema is None else self.ema
+
+    @property
+    def chooses_by_validation(self) -> str | None:
+        """The option that cannot do without validation images, as it is written; None: there is
+        none."""
+        if self.average.startswith("swad"):
+            return f"--training.average {self.average}"
+        return "--training.selection best" if self.selection == "best" else None
+
+    def validation_interval(self, phase_steps: int, *, averaged: bool = True) -> int | None:
+        """Return the steps between validations in a phase, or None: only at its end.
+
+        `averaged` says whether an average is taken in this phase: `swad` takes one in the last.
+        """
+        if self.validate_every is not None:
+            return self.validate_every
+        if averaged and self.average.startswith("swad"):
+            return max(1, phase_steps // _SWAD_VALIDATIONS)
+        return max(1, phase_steps // 10) if self.selection == "best" else None
 
     def total_steps(self, num_images: int, global_batch: int) -> int:
         """Return the budget in optimiser steps: `steps`, or ⌈epochs · num_images / global_batch⌉.

@@ -39,17 +39,20 @@ def measure_step(
     feed: Feed,
     class_features: ClassFeatures | None,
     config: TrainingConfig,
+    *,
+    width: int | None = None,
 ) -> StepTime:
     """Time a step of each phase on copies; nothing that is given changes.
 
     Real images are read, but the store is not: the teacher need not have been asked yet, random
     features stand in for its answers. With `precision auto` float32 is timed, so the estimate is
-    an upper bound.
+    an upper bound. `width` is that of the teacher's features, the student's own by default.
     """
     device = pick_device()
     batch, data = _timed_batch(feed, device)
-    features = torch.randn(len(batch.images), student.spec.dim, device=device)
-    batch = replace(batch, image_features=F.normalize(features, dim=-1))
+    features = torch.randn(len(batch.images), width or student.spec.dim, device=device)
+    captions = F.normalize(torch.randn_like(features), dim=-1)
+    batch = replace(batch, image_features=F.normalize(features, dim=-1), caption_features=captions)
     precision = "fp32" if config.precision == "auto" else config.precision
     compute = {}
     for phase in phases:

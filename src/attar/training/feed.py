@@ -158,7 +158,11 @@ class Feed:
         By default for as many processes as `torchrun` or `accelerate launch` started.
         """
         world = world or int(os.environ.get("WORLD_SIZE", "1"))
-        return self._config.total_steps(len(self), self.global_batch(world))
+        config = self._config
+        if config.steps is None and config.sampler == "half-few-shot":
+            # Its epoch is one pass over the training images alone, as Li et al. count it.
+            return config.total_steps(self._sampler.steps_per_epoch(world), 1)
+        return config.total_steps(len(self), self.global_batch(world))
 
     def paths(self, step: int, place: Place) -> list[str]:
         """Return the files of a step's batch."""

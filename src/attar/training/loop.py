@@ -23,7 +23,7 @@ from attar.errors import AttarError, UsageError
 from attar.files import atomic_path
 from attar.methods.base import ClassFeatures, Phase
 from attar.students.student import Student, save_student
-from attar.training.averaging import Averager, averaged_weights, build_averager
+from attar.training.averaging import Averager, build_averager, chooses, validated_weights
 from attar.training.batchnorm import reestimate_batchnorm
 from attar.training.checkpoint import (
     Best,
@@ -82,7 +82,7 @@ def train(
             student when not given.
 
     Raises:
-        UsageError: `run_dir` holds another run, or "best" is asked without validation.
+        UsageError: `run_dir` holds another run, or "best" or SWAD is asked without validation.
         AttarError: the loss is not finite, or data is missing.
     """
     accelerator = Accelerator(cpu=pick_device().type == "cpu", mixed_precision="no")
@@ -99,8 +99,8 @@ def train(
         )
     if state is not None and state.done and (run_dir / "student").is_dir():
         return run_dir / "student"
-    if config.selection == "best" and validate is None:
-        raise UsageError("--training.selection best needs validation images; use last")
+    if config.chooses_by_validation and validate is None:
+        raise UsageError(f"{config.chooses_by_validation} needs validation images; leave it out")
     for phase in phases:
         feed.check(phase.views)
     training = _Training(
@@ -216,7 +216,8 @@ class _Training:
         optimizer = build_optimizer(
             self.config, self.student.parameters(), module.other_parameters()
         )
-        averager = build_averager(self.config, self.student)
+        last = index + 1 == len(self.phases)
+        averager = build_averager(self.config, self.student, phase.steps, last=last)
         saved = self.checkpoints.read_optimizer()
         if saved is not None:
             optimizer.load_state_dict(saved)
@@ -225,7 +226,8 @@ class _Training:
         wrapped, optimizer = self.accelerator.prepare(module, optimizer)
         module.set_modes()
         end = first + phase.steps
-        if self.state.step == first and self.config.selection == "best":
+        begins = self.state.step == first and self.checkpoints.read_best(index) is None
+        if begins and self.config.selection == "best":
             self._validate(index, averager)
             module.set_modes()
         batches = iter(self.feed.batches(range(self.state.step, end), phase.views, self.place))
@@ -286,7 +288,8 @@ class _Training:
         ends = step == end
         if ends or step % config.log_every == 0:
             self._write_log(phase)
-        interval = config.validation_interval(self.phases[index].steps)
+        averaged = averager is not None
+        interval = config.validation_interval(self.phases[index].steps, averaged=averaged)
         validates = ends or (interval and step % interval == 0)
         if validates and self.validate is not None:
             self._validate(index, averager)
@@ -314,7 +317,7 @@ class _Training:
         """Measure the weights that would be saved; keep them if they are the phase's best."""
         assert self.validate is not None
         measured: list[Any] = [None]
-        with averaged_weights(self.student, averager), torch.no_grad():
+        with validated_weights(self.student, averager), torch.no_grad():
             self.student.eval()
             if self.accelerator.is_main_process:
                 measured = [dict(self.validate(self.student))]
@@ -325,7 +328,7 @@ class _Training:
             values = {f"val/{name}": float(value) for name, value in metrics.items()}
             phase = self.phases[index].name
             self.log.write(self.state.step, phase, "val", self.state.seconds, values)
-            if self.config.selection == "best":
+            if self.config.selection == "best" and not chooses(averager):
                 self._keep_if_best(index, metrics, averager)
         self.accelerator.wait_for_everyone()
 
@@ -371,7 +374,7 @@ class _Training:
         """Choose the phase's weights: the next phase begins from the raw ones of that moment."""
         evaluated = self.student.state_dict() if averager is None else averager.weights()
         best = self.checkpoints.read_best(index) if self.config.selection == "best" else None
-        if best is not None:
+        if best is not None and not chooses(averager):
             folder = self.checkpoints.best
             evaluated = read_tensors(folder, "student")
             self._load(folder, "student" if averager is None else "live")
@@ -383,7 +386,7 @@ class _Training:
         """Save the student (averaged or best weights as chosen) and mark the run as done."""
         self.student.load_state_dict(read_tensors(self.checkpoints.last, "evaluated"))
         self.student.requires_grad_(True).eval()
-        if self.config.ema is not None:
+        if self.config.averaging != "none":
             steps = min(_BATCHNORM_STEPS, self.state.step)
             images = self.feed.images(steps, Place(self.place.device))
             reestimate_batchnorm(self.student, images)

@@ -48,13 +48,18 @@ class StepModule(nn.Module):
         return loss
 
     def _run(self, student: Student, images: Tensor) -> Outputs:
-        trunk, regions = self.objective.needs_trunk, self.objective.needs_regions
+        asked = {
+            "trunk": self.objective.needs_trunk,
+            "regions": self.objective.needs_regions,
+            "layers": self.objective.needs_layers,
+        }
         with autocast(images.device, self.precision):
-            outputs: Outputs = student(images, trunk=trunk, regions=regions)
+            outputs: Outputs = student(images, **asked)
         return Outputs(
             features=outputs.features.float(),
             trunk=None if outputs.trunk is None else outputs.trunk.float(),
             regions=None if outputs.regions is None else outputs.regions.float(),
+            layers=None if outputs.layers is None else tuple(one.float() for one in outputs.layers),
         )
 
     def set_modes(self) -> None:

@@ -1,0 +1,153 @@
+"""The sentences that a run learns from, unpaired with its images: checked, embedded, streamed.
+
+They come from a file, whose sentences go to the run's store like class prompts, or are all the
+texts of a store made before; the classes' prompts may join those of a file.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from attar.data.sentences import Entry
+from attar.errors import UsageError
+from attar.stages.embedding import Knowledge
+from attar.stages.job import Job
+from attar.stages.sentences import check_texts, entries_of, open_store, texts_of
+from attar.store.embed import embed_texts
+from attar.store.layout import check_teacher
+from attar.store.missing import count_missing_texts, in_parts
+from attar.store.store import Store
+from attar.teachers.base import TeacherInfo
+from attar.training.streams import TextStream, beginnings
+
+Streams = dict[str, Callable[[int], Tensor]]
+_PART = 8192
+"""Entries whose rows are looked up at once."""
+
+
+def check(job: Job, store_path: Path) -> None:
+    """Refuse sentences that cannot be learnt from; write and ask nothing.
+
+    Raises:
+        UsageError: the method learns from none, the file is broken, a store of another teacher, or
+            the sentences are neither in the store nor can they be asked about.
+    """
+    texts = job.config.texts
+    if "text" not in job.needs:
+        if texts is not None:
+            raise UsageError(
+                f"method {job.recipe[0].name} learns from no sentences: leave --texts out, or use "
+                "--method dime-fm"
+            )
+        return
+    if texts is not None and _is_store(texts):
+        _check_store(job, texts, store_path)
+    else:
+        check_texts(_file_texts(job), job.teacher, store_path, job.config.embed)
+
+
+def count_missing(job: Job, store_path: Path) -> int:
+    """Return how many texts the teacher is still to be asked about."""
+    if "text" not in job.needs or job.teacher is None or _whole_store(job) is not None:
+        return 0
+    return count_missing_texts(open_store(store_path), _file_texts(job))
+
+
+def consult(job: Job, store_path: Path) -> None:
+    """Ask the teacher about the sentences that the store lacks."""
+    missing = count_missing(job, store_path)
+    if missing and job.teacher is not None:
+        embed_texts(job.teacher, _file_texts(job), store_path, job.config.embed, missing=missing)
+
+
+def streams(job: Job, knowledge: Knowledge | None) -> Streams:
+    """Return the run's text stream for this process, as the feed takes it; none where not needed.
+
+    It remembers 8 bytes a text (and 8 an entry where entries have several), and nothing where all
+    texts of a store are learnt from.
+    """
+    if "text" not in job.needs or knowledge is None:
+        return {}
+    whole = _whole_store(job)
+    store, rows, starts = knowledge.store, None, None
+    if whole is not None:
+        store = Store.open(whole)
+    else:
+        found, lengths = [], []
+        for part in in_parts(_entries(job), _PART):
+            lengths.append(np.array([len(entry) for entry in part]))
+            found.append(store.text_rows([text for entry in part for text in entry]))
+        rows = np.concatenate(found)
+        starts = beginnings(np.concatenate(lengths)) if len(rows) > sum(map(len, lengths)) else None
+    stream = TextStream(
+        store,
+        rows,
+        starts,
+        batch_size=_batch_size(job),
+        seed=job.config.training.seed,
+        rank=int(os.environ.get("RANK", "0")),
+        world=int(os.environ.get("WORLD_SIZE", "1")),
+    )
+    return {"text": stream}
+
+
+def stand_in(job: Job) -> Streams:
+    """Return a text stream of random features, to time a step before the teacher was asked."""
+    if "text" not in job.needs:
+        return {}
+    features = F.normalize(torch.randn(_batch_size(job), job.student.spec.dim), dim=-1)
+    return {"text": lambda step: features}
+
+
+def _file_texts(job: Job) -> Iterator[str]:
+    """Yield the texts of the file; the classes' prompts are asked about with the images."""
+    config = job.config
+    return iter(()) if config.texts is None else texts_of(config.texts, config.data.templates)
+
+
+def _entries(job: Job) -> Iterator[Entry]:
+    """Yield what the file holds, then the prompts of each class the student is trained on."""
+    config = job.config
+    if config.texts is not None:
+        yield from entries_of(config.texts, config.data.templates)
+    if job.recipe[1].class_prompts:
+        trained = set(job.source.train.class_names)
+        for name, prompts in zip(job.images.class_names, job.texts, strict=True):
+            if name in trained:
+                yield tuple(prompts)
+
+
+def _batch_size(job: Job) -> int:
+    chosen: int | None = job.recipe[1].text_batch
+    return chosen or job.config.training.batch_size
+
+
+def _whole_store(job: Job) -> Path | None:
+    """Return the store whose texts are all learnt from, or None."""
+    texts = job.config.texts
+    return texts if texts is not None and _is_store(texts) else None
+
+
+def _is_store(path: Path) -> bool:
+    return (path / "store.json").is_file()
+
+
+def _check_store(job: Job, texts: Path, store_path: Path) -> None:
+    store = Store.open(texts)
+    known: TeacherInfo | None = None if job.teacher is None else job.teacher.info
+    if known is None and _is_store(store_path):
+        known = Store.open(store_path).info.teacher
+    if known is not None:
+        check_teacher(texts, store.info.teacher, known)
+    if not store.num_texts:
+        raise UsageError(f"--texts {texts} is a store without texts; fill it with attar embed")
+    if job.recipe[1].class_prompts:
+        raise UsageError(
+            "--method.class-prompts joins a file of sentences, and --texts is a store: put the "
+            "prompts into it with attar embed --classes, or give the sentences as a file"
+        )
