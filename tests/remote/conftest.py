@@ -21,7 +21,7 @@ from attar.serving.keys import read_keys
 from attar.teachers.base import Teacher
 from attar.teachers.openclip import check_folder, load_openclip
 
-CLIENTS = 40
+CLIENTS = 200
 QUOTA = 10
 
 

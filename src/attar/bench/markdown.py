@@ -24,7 +24,9 @@ def write_results(records: Iterable[Record], folder: Path, table: str) -> Path:
 def markdown(head: Sequence[str], body: Iterable[Sequence[str]]) -> str:
     """Return a Markdown table whose first column is text and whose others are numbers."""
     lines = [head, ["---", *(["---:"] * (len(head) - 1))], *body]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return "\n".join(
+        f"|{'|'.join(f' {cell} ' if cell else ' ' for cell in line)}|" for line in lines
+    )
 
 
 def mean_text(values: Sequence[float], *, spread: bool = True) -> str:
