@@ -31,7 +31,7 @@ from attar.stages import (
     snapshots,
 )
 from attar.stages.embedding import Knowledge
-from attar.stages.job import Job
+from attar.stages.job import Job, captions_of
 from attar.stages.measuring import EvaluationRequest
 from attar.store.config import EmbedConfig
 from attar.store.cost import EmbedCost
@@ -115,6 +115,10 @@ def _prepare(
     texts = embedding.prompts_of(classes, table, config.data.templates)
     needed = "teacher" in method.needs or config.store is not None
     teacher, info = embedding.introduce(config.teacher, store, needed=needed, config=config.embed)
+    if info is not None:
+        asked = "captions" in method.needs_with(options)
+        captions = captions_of(splits.source) if asked else ()
+        embedding.check_store(teacher, table, texts, store, config.embed, captions)
     job = Job(
         config=config,
         recipe=(method, options),
@@ -126,8 +130,6 @@ def _prepare(
         student=learning.build(config, method, info, splits.source.train.class_names),
         teacher_dim=None if info is None else info.dim,
     )
-    if info is not None:
-        embedding.check_store(teacher, table, texts, store, config.embed, job.captions)
     corpus.check(job, store)
     domain_texts.check(job, store)
     class_space.check(job)

@@ -39,11 +39,7 @@ class Job:
     @property
     def captions(self) -> tuple[str, ...]:
         """The captions of the training images, each once, where the method learns from them."""
-        if "captions" not in self.needs:
-            return ()
-        tables = (self.source.train, self.source.few_shot)
-        every = (caption for table in tables for caption in table.captions)
-        return tuple(dict.fromkeys(caption for caption in every if caption))
+        return captions_of(self.source) if "captions" in self.needs else ()
 
     def plain_text_of(self, class_name: str) -> str:
         """Return the text that stands for a class where prompts are learnt."""
@@ -53,3 +49,9 @@ class Job:
     def source(self) -> SourceSplits:
         """The images that training and selection may see."""
         return self.splits.source
+
+
+def captions_of(source: SourceSplits) -> tuple[str, ...]:
+    """Return the captions of the training images, each once."""
+    every = (caption for table in (source.train, source.few_shot) for caption in table.captions)
+    return tuple(dict.fromkeys(caption for caption in every if caption))
