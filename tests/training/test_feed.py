@@ -212,3 +212,12 @@ def test_the_budget_counts_steps_or_epochs(images: Path, monkeypatch: pytest.Mon
     assert make_feed(images, config(sampler="per-domain", epochs=1)).total_steps() == 3
     monkeypatch.setenv("WORLD_SIZE", "3")  # as torchrun tells each process
     assert make_feed(images, config(epochs=2)).total_steps() == 4
+
+
+def test_an_epoch_of_few_shot_learning_is_a_pass_over_the_training_images(images: Path) -> None:
+    table = read_table(images)
+    train, few = table.select(range(20)), table.select(range(20, 24))
+    source = SourceSplits(train=train, val=table.select([]), few_shot=few)
+    config = TrainingConfig(epochs=3, batch_size=8, sampler="half-few-shot", workers=0)
+    # 4 of 8 images a step are few-shot ones, so 20 training images take 5 steps.
+    assert Feed(source, None, config, SIZE).total_steps() == 15
