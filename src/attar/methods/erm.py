@@ -2,14 +2,12 @@
 
 from dataclasses import dataclass
 
-import torch.nn.functional as F
 from torch import Tensor
 
-from attar.errors import AttarError, UsageError
+from attar.errors import UsageError
 from attar.methods.base import Method, Objective, Phase, Sizes
+from attar.methods.parts import cross_entropy, labels_of
 from attar.types import Batch, Loss, Outputs
-
-NO_LABEL = -1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,17 +39,7 @@ class CrossEntropy(Objective):
         anchor: Outputs | None = None,
     ) -> Loss:
         """Return the mean cross-entropy over labelled images (zero when there are none)."""
-        if batch.labels is None:
-            raise AttarError("erm needs labels")
-        counted = (batch.labels != NO_LABEL).sum().clamp_min(1)
-        summed = F.cross_entropy(
-            outputs.features,
-            batch.labels,
-            ignore_index=NO_LABEL,
-            label_smoothing=self.label_smoothing,
-            reduction="sum",
-        )
-        term = summed / counted
+        term = cross_entropy(outputs.features, labels_of(batch, "erm"), self.label_smoothing)
         return Loss(total=term, terms={"cross_entropy": term})
 
 
