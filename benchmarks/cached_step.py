@@ -96,6 +96,8 @@ class Stepper:
             config, student.parameters(), self._module.other_parameters()
         )
         self._device, self._config, self._phase, self._store = (place.device, config, phase, store)
+        if store is not None:
+            store.index_images()
         self._batches = feed.batches(range(phase.steps), phase.views, place)
         self._meter, self._step = Meter(), 0
 

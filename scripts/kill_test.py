@@ -1,6 +1,10 @@
 """Kill `attar embed` and `attar distill` with SIGKILL at random moments and give them again.
 
     python scripts/kill_test.py --kills 10
+    python scripts/kill_test.py --kills 10 --tars
+
+With --tars the images stand in tars of 50 and training reads them shard by shard, so that nearly
+every moment is in the middle of a shard.
 
 Every command is a whole process that dies at once, its reading worker left to itself. Half of the
 moments fall anywhere in the command, start-up included, the others in its working part. A command
@@ -30,12 +34,14 @@ sys.path[:0] = [str(ROOT / "src"), str(ROOT)]
 
 from tests.cli import killable  # noqa: E402
 from tests.cli.commands import save_image  # noqa: E402
+from tests.data.tars import write_tars  # noqa: E402
 from tests.doubles import make_openclip_folder  # noqa: E402
 
 BATCH, SHARD = 8, 32
 IN_FLIGHT = BATCH + SHARD
+IN_A_TAR = 50
 STAGES = {
-    "embed": ("files.parquet", "store.json", "img_emb", "text_emb"),
+    "embed": ("shards", "files.parquet", "store.json", "img_emb", "text_emb"),
     "distill": (
         "config.yaml",
         "store/store.json",
@@ -183,20 +189,36 @@ def kill_once(
     return False
 
 
-def commands(folder: Path, data: Path, teacher: str, steps: int) -> tuple[Command, Command]:
+def commands(folder: Path, data: Path, teacher: str, asked: argparse.Namespace) -> list[Command]:
     shards = {"batch-size": BATCH, "shard-rows": SHARD, "workers": 1}
-    common = [f"--data={data}", f"--classes={folder / 'classes.txt'}", f"--teacher={teacher}"]
+    common = [
+        "--unlabelled",
+        f"--data={data}",
+        f"--classes={folder / 'classes.txt'}",
+        f"--teacher={teacher}",
+    ]
     embed = ["embed", *common, *(f"--{name}={value}" for name, value in shards.items())]
     distill = ["distill", *common, *(f"--embed.{name}={value}" for name, value in shards.items())]
     distill += ["--method=feature-mse", "--student=mobilenetv3_small_050", "--student.weights=none"]
     distill += ["--student.image-size=64", "--training.precision=fp32", "--training.batch-size=16"]
-    distill += [f"--training.steps={steps}", "--training.workers=1", "--training.log-every=5"]
+    distill += [f"--training.steps={asked.steps}", "--training.workers=1", "--training.log-every=5"]
     distill += ["--training.checkpoint-every=10", "--training.validate-every=20"]
     distill += ["--training.selection=best", "--evaluation.workers=1"]
-    return (
+    distill += ["--training.sampler=shards"] if asked.tars else []
+    return [
         Command("embed", embed, "", killable.assert_same_store, ""),
         Command("distill", distill, "environment.json", killable.assert_same_run, "store"),
-    )
+    ]
+
+
+def make_images(folder: Path, count: int, tars: bool) -> Path:
+    """Make the images of a test and return what to give as --data."""
+    if tars:
+        write_tars(folder / "tars", tars=-(-count // IN_A_TAR), each=IN_A_TAR)
+        return folder / "tars" / "data-*.tar"
+    for number in range(count):
+        save_image(folder / "images" / f"{number:04}.png", number)
+    return folder / "images"
 
 
 def report(tally: Tally, kills: int, images: int) -> dict[str, Any]:
@@ -222,22 +244,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--kills", type=int, default=10, help="of each command")
     parser.add_argument("--images", type=int, default=600)
+    parser.add_argument("--tars", action="store_true", help="images in tars")
     parser.add_argument("--steps", type=int, default=120)
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     with tempfile.TemporaryDirectory(prefix="attar-kill-") as name:
         folder = Path(name)
-        for number in range(asked.images):
-            save_image(folder / "images" / f"{number:04}.png", number)
+        data = make_images(folder, asked.images, asked.tars)
         (folder / "classes.txt").write_text("cat\ndog\nhorse\n")
         make_openclip_folder(folder / "teacher", embed_dim=64, image_size=192)
         teacher = f"local-dir:{folder / 'teacher'}"
-        known = killable.pictures(teacher, folder / "images")
+        known = killable.pictures(teacher, data)
         summary = {}
-        for command in commands(folder, folder / "images", teacher, asked.steps):
+        for command in commands(folder, data, teacher, asked):
             tally = kill_again_and_again(command, folder, known, asked.kills, asked.seed)
-            summary[command.name] = report(tally, asked.kills, asked.images)
+            summary[command.name] = report(tally, asked.kills, len(known))
     print(json.dumps(summary, indent=2))
     sys.exit(not all(part["ok"] for part in summary.values()))
 

@@ -17,6 +17,7 @@ COMMANDS = (
     "evaluate",
     "export",
     "few-shot",
+    "gate",
     "lists",
     "predict",
     "latency",
@@ -30,6 +31,7 @@ COMMANDS = (
     "bench",
     "bench domains",
     "bench classes",
+    "bench embeddings",
 )
 TARGET = Path(__file__).parent.parent / "docs" / "cli.md"
 

@@ -22,6 +22,7 @@ LAYERS = [
         "http",
         "hub",
         "losses",
+        "members",
         "metrics",
         "multilabel",
     },
@@ -33,6 +34,7 @@ LAYERS = [
     {"export"},
     {"run"},
     {"stages"},
+    {"suites"},
     {"pipeline"},
     {"bench", "demo"},
     {"cli"},
@@ -40,10 +42,10 @@ LAYERS = [
 ]
 LEVEL = {unit: level for level, units in enumerate(LAYERS) for unit in units}
 NARROW = {
-    "report": {"errors", "files", "records"},
+    "report": {"errors", "files", "members", "records"},
     "runtime": {"errors", "files", "records", "data"},
     "language": {"errors", "files", "config", "device", "http", "hub", "records", "prompts",
-                 "metrics", "data", "teachers", "store"},
+                 "members", "metrics", "data", "teachers", "store"},
     "serving": {"errors", "data", "teachers"},
     "students": {"errors", "files", "hub", "types", "config"},
     "training": {"errors", "types", "files", "config", "device", "data", "store", "students",

@@ -152,6 +152,16 @@ class Processes:
         self._state = PartialState(cpu=pick_device().type == "cpu", **patience)
 
     @property
+    def rank(self) -> int:
+        """Number of this process, from 0."""
+        return int(self._state.process_index)
+
+    @property
+    def world(self) -> int:
+        """How many processes there are."""
+        return int(self._state.num_processes)
+
+    @property
     def is_main(self) -> bool:
         """Whether this is the process that writes."""
         return bool(self._state.is_main_process)

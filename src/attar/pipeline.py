@@ -13,11 +13,13 @@ from tempfile import TemporaryDirectory
 
 from attar.device import Processes, prepare_process
 from attar.errors import UsageError
-from attar.export.config import ExportConfig
+from attar.evaluation.linear_probe_config import LinearProbeConfig
+from attar.export.config import ExportConfig, OpenCLIPConfig
 from attar.files import check_writable, write_json, write_text
 from attar.run import DataConfig, RunConfig, RunFolder
 from attar.stages import (
     bundling,
+    class_embeddings,
     class_space,
     corpus,
     domain_texts,
@@ -25,20 +27,32 @@ from attar.stages import (
     images,
     learning,
     measuring,
+    openclip_folder,
     planning,
     request,
     several_labels,
     snapshots,
 )
+from attar.stages.comparing import Comparison
 from attar.stages.embedding import Knowledge
 from attar.stages.job import Job, captions_of
 from attar.stages.measuring import EvaluationRequest
 from attar.store.config import EmbedConfig
 from attar.store.cost import EmbedCost
+from attar.suites.config import SuiteConfig
 
 log = logging.getLogger(__name__)
 
-__all__ = ["distill", "embed", "embed_cost", "estimate", "evaluate", "export"]
+__all__ = [
+    "distill",
+    "embed",
+    "embed_cost",
+    "estimate",
+    "evaluate",
+    "evaluate_suite",
+    "export",
+    "export_openclip",
+]
 
 
 def distill(
@@ -127,11 +141,12 @@ def _prepare(
         texts=texts,
         plain_texts=[of[0] for of in embedding.prompts_of(classes, table, "plain")],
         teacher=teacher,
-        student=learning.build(config, method, info, splits.source.train.class_names),
+        student=learning.build(config, method, info, splits.source.train.class_names, teacher),
         teacher_dim=None if info is None else info.dim,
     )
     corpus.check(job, store)
     domain_texts.check(job, store)
+    class_embeddings.check(job, store)
     class_space.check(job)
     several_labels.check(job)
     return job
@@ -143,6 +158,7 @@ def _consult(job: Job, store: Path) -> Knowledge | None:
         return None
     corpus.consult(job, store)
     domain_texts.consult(job, store)
+    class_embeddings.consult(job, store)
     return embedding.consult(
         job.teacher, job.images, job.texts, store, job.config.embed, job.captions
     )
@@ -194,6 +210,19 @@ def evaluate(asked: EvaluationRequest) -> Path:
     return measuring.evaluate(asked)
 
 
+def evaluate_suite(
+    comparison: Comparison, options: SuiteConfig, probe: LinearProbeConfig | None = None
+) -> Path:
+    """Measure a student and what stands beside it on a whole suite; return results.jsonl."""
+    # On use: suites load SciPy, scikit-learn and torchvision's data sets.
+    from attar.suites.registry import run_suite
+    from attar.suites.request import SuiteRequest
+
+    prepare_process()
+    probe = probe or LinearProbeConfig()
+    return run_suite(SuiteRequest(comparison=comparison, options=options, probe=probe))
+
+
 def export(
     run: Path, out: Path, config: ExportConfig | None = None, classes: Path | None = None
 ) -> Path:
@@ -201,3 +230,12 @@ def export(
     if not run.is_dir():
         raise UsageError(f"{run} is not a folder; give a run made by `attar distill`")
     return bundling.export(run, out, config or ExportConfig(), classes)
+
+
+def export_openclip(
+    run: Path, out: Path, config: OpenCLIPConfig | None = None, samples: int = 16
+) -> Path:
+    """Write the student with its teacher's text tower as an OpenCLIP model, and prove it."""
+    if not run.is_dir():
+        raise UsageError(f"{run} is not a folder; give a run made by `attar distill`")
+    return openclip_folder.export(run, out, config or OpenCLIPConfig(), samples)

@@ -101,9 +101,19 @@ def class_texts(classes: Classes, templates: Sequence[str]) -> list[list[str]]:
     if not templates:
         raise UsageError(f"no template given; use {_known()}")
     return [
-        _texts_of(name.replace("_", " ").strip(), descriptions, templates)
+        _texts_of(_spaced(name), descriptions, templates)
         for name, descriptions in zip(classes.names, classes.descriptions, strict=True)
     ]
+
+
+def domain_prompts(names: Sequence[str], domains: Sequence[str]) -> list[list[str]]:
+    """Return [C][S] "a {domain} of a {class}"; underscores read as spaces."""
+    classes, places = ([_spaced(word) for word in words] for words in (names, domains))
+    return [[f"a {place} of a {name}" for place in places] for name in classes]
+
+
+def _spaced(word: str) -> str:
+    return word.replace("_", " ").strip()
 
 
 def _texts_of(name: str, descriptions: Sequence[str], templates: Sequence[str]) -> list[str]:

@@ -25,7 +25,8 @@ class DataConfig:
     """Which images, of which classes."""
 
     data: tuple[Path, ...]
-    """Folders or manifests of images; labelled and unlabelled ones may stand side by side."""
+    """Folders, manifests or tars of images (data-{000..009}.tar, also by URL); labelled and
+    unlabelled ones may stand side by side."""
     classes: Path | None = None
     """Class list: a text file (one a line) or JSON {class: [descriptions]}."""
     templates: str = "photo"
@@ -155,6 +156,7 @@ _BEFORE_THE_START = {
     ".lock",
     "files.parquet",
     "set_aside.json",
+    "shards",
     "command.txt",
     "environment.json",
     "store",

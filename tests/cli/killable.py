@@ -8,6 +8,7 @@ import json
 import multiprocessing
 import os
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,10 +21,13 @@ import attar.pipeline
 import attar.teachers.openclip
 from attar.cli.main import main
 from attar.data.images import read_image
+from attar.data.sources import read_sources
 from attar.store.store import Store
 from attar.teachers.loading import FrozenTeacher
 from attar.teachers.registry import load_teacher
 
+PAUSE = "KILLABLE_PAUSE"
+"""Variable of the environment: seconds that a teacher takes longer for a batch."""
 CLOCK = {"time", "images_per_s", "data_wait"}
 
 
@@ -39,6 +43,12 @@ def run(words: Sequence[str], log: Path, screen: Path) -> None:
     run_here(words, log)
 
 
+def run_rank(words: Sequence[str], log: Path, screen: Path, launched: dict[str, str]) -> None:
+    """Give a command as one of several processes, with the variables that torchrun sets."""
+    os.environ.update(launched)
+    run(words, log, screen)
+
+
 def run_here(words: Sequence[str], log: Path) -> None:
     """Give a command; each picture's hash is in the log before the teacher is asked."""
     file = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
@@ -46,6 +56,7 @@ def run_here(words: Sequence[str], log: Path) -> None:
 
     def logged(self: FrozenTeacher, pixels: torch.Tensor) -> torch.Tensor:
         os.write(file, "".join(f"{picture_hash(one)}\n" for one in pixels).encode())
+        time.sleep(float(os.environ.get(PAUSE, "0")))
         return encode(self, pixels)
 
     FrozenTeacher.encode_images = logged
@@ -56,11 +67,14 @@ def picture_hash(pixels: torch.Tensor) -> str:
     return hashlib.sha256(pixels.contiguous().numpy().tobytes()).hexdigest()
 
 
-def pictures(teacher: str, folder: Path) -> dict[str, str]:
-    """Return {hash of what the teacher sees: file name} for the images of a folder."""
+def pictures(teacher: str, data: Path) -> dict[str, str]:
+    """Return {hash of what the teacher sees: name} for the images of a folder or of tars."""
     prepare = load_teacher(teacher).prepare
-    files = sorted(folder.glob("*.png"))
-    return {picture_hash(prepare(read_image(file))): file.name for file in files}
+    table = read_sources([data], unlabelled=True)
+    return {
+        picture_hash(prepare(read_image(path))): name
+        for path, name in zip(table.paths, table.names, strict=True)
+    }
 
 
 def asked(log: Path, known: dict[str, str]) -> list[str]:

@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 from tests.cli import killable
 from tests.cli.commands import FAST, World, save_image
+from tests.data.tars import write_tars
 
 KILLS = 3
 LONG = 300.0
@@ -79,21 +80,28 @@ def killer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Killer]:
 
 
 @pytest.fixture(scope="module")
-def many(world: World) -> Path:
-    """Enough images that embedding them takes a moment."""
-    folder = world.root / "many"
+def many(world: World) -> dict[str, Path]:
+    """Enough images that embedding them takes a moment, in a folder and in tars."""
     for number in range(120):
-        save_image(folder / f"{number:03}.png", 300 + number)
-    return folder
+        save_image(world.root / "many" / f"{number:03}.png", 300 + number)
+    write_tars(world.root / "tars", tars=5, each=24, first_seed=300)
+    return {"folder": world.root / "many", "tars": world.root / "tars" / "data-{000..004}.tar"}
 
 
-@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize(("data", "workers"), [("folder", 0), ("folder", 1), ("tars", 1)])
 def test_embed_killed_at_random_moments(
-    killer: Killer, world: World, many: Path, tmp_path: Path, workers: int
+    killer: Killer, world: World, many: dict[str, Path], tmp_path: Path, data: str, workers: int
 ) -> None:
-    words = ["embed", f"--data={many}", f"--classes={world.classes}", f"--teacher={world.teacher}"]
+    words = [
+        "embed",
+        "--unlabelled",
+        f"--data={many[data]}",
+        f"--classes={world.classes}",
+        f"--teacher={world.teacher}",
+    ]
     words += [f"--batch-size={BATCH}", f"--shard-rows={SHARD}", f"--workers={workers}"]
-    known = killable.pictures(world.teacher, many)
+    known = killable.pictures(world.teacher, many[data])
+    assert len(known) == 120
     seconds = killer.finish([*words, f"--out={tmp_path / 'whole'}"])
     assert len(killable.asked(killer.log, known)) == len(known)
     moments, kills, round_ = random.Random(workers), 0, 0
@@ -113,17 +121,22 @@ def test_embed_killed_at_random_moments(
         round_ += 1
 
 
-@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize(("tars", "workers"), [(False, 0), (False, 1), (True, 1)])
 def test_distill_killed_at_random_moments(
-    killer: Killer, world: World, tmp_path: Path, workers: int
+    killer: Killer, world: World, tmp_path: Path, tars: bool, workers: int
 ) -> None:
-    words = ["distill", f"--data={world.flat}", f"--classes={world.classes}"]
+    data = world.flat
+    if tars:  # their ends lie in the middle of batches and epochs
+        write_tars(tmp_path / "tars", tars=5, each=5)
+        data = tmp_path / "tars"
+    words = ["distill", f"--data={data}", f"--classes={world.classes}", "--unlabelled"]
+    words += ["--training.sampler=shards"] if tars else []
     words += [f"--teacher={world.teacher}", "--method=feature-mse", "--training.steps=12"]
     words += [*FAST[2:], f"--training.workers={workers}", f"--embed.workers={workers}"]
     words += ["--training.batch-size=4", "--training.log-every=1", "--training.validate-every=4"]
     words += ["--training.checkpoint-every=3", "--training.selection=best", "--training.ema=0.9"]
     words += [f"--embed.batch-size={BATCH}", f"--embed.shard-rows={SHARD}"]
-    known = killable.pictures(world.teacher, world.flat)
+    known = killable.pictures(world.teacher, data)
     whole = tmp_path / "whole"
     seconds = killer.finish([*words, f"--out={whole}"])
     moments, kills, round_ = random.Random(workers), 0, 0

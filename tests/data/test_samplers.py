@@ -1,8 +1,10 @@
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
 from attar.data.samplers import SAMPLERS, make_sampler
+from attar.data.shard_order import ShardShuffle, shard_starts
 from attar.data.table import ImageTable
 from attar.errors import UsageError
 
@@ -152,3 +154,39 @@ def test_wrong_use_is_refused():
         make_sampler("uniform", images(0), None, 8, 0)
     with pytest.raises(ValueError, match="rank 2 of 2"):
         make_sampler("uniform", TRAIN, None, 8, 0).indices(0, 2, 2)
+
+
+def in_tars(sizes):
+    paths = [
+        f"/data/{tar}.tar[{i}:{i + 1}]/{i}.jpg" for tar, n in enumerate(sizes) for i in range(n)
+    ]
+    return replace(images(len(paths)), paths=tuple(paths))
+
+
+def test_shards_begin_where_the_tar_or_the_folder_changes():
+    assert shard_starts(in_tars([3, 1, 4]).paths) == [0, 3, 4]
+    assert shard_starts(["/a/1.jpg", "/a/2.jpg", "/b/1.jpg"]) == [0, 2]
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_shard_by_shard_every_image_comes_once_an_epoch(world):
+    s = make_sampler("shards", in_tars([3, 10, 1, 0, 34]), None, 4, 0)
+    shown = [i for step in range(24) for rank in range(world) for i in s.indices(step, rank, world)]
+    for epoch in range(len(shown) // 48):
+        assert sorted(shown[epoch * 48 : (epoch + 1) * 48]) == list(range(48))
+    assert shown[:48] != shown[48:96]
+
+
+def test_a_window_holds_few_shards_and_is_shuffled():
+    order = ShardShuffle(list(range(0, 1000, 10)), 1000, seed=1, window=50)
+    first = order.take(0, 50)
+    assert first != sorted(first)
+    assert len({i // 10 for i in first}) == 5
+    shards = [i // 10 for i in order.take(0, 1000)[::10]]
+    assert shards != sorted(shards)
+    assert sorted(order.take(1000, 1000)) == list(range(1000))
+    assert order.take(1000, 50) != first
+    assert ShardShuffle(list(range(0, 1000, 10)), 1000, seed=1, window=50).take(990, 70) == [
+        *order.take(990, 10),
+        *order.take(1000, 60),
+    ]

@@ -151,3 +151,17 @@ def test_counts_are_those_of_the_labelled_images() -> None:
     fidelity = record("student", None, task="fidelity", metrics={"agreement": 0.7}, num_images=900)
     (table,) = result_tables(named([record("student", 0.6, num_images=100), fidelity]))
     assert table.rows[0].counts["sketch"] == 100
+
+
+def test_a_suites_sets_are_shown_by_their_own_metric() -> None:
+    """A mean per class stands beside an accuracy: what they are reported by decides, not acc1."""
+    records = [
+        record("student", 0.2, domain="pets", metrics={"acc1": 0.2, "score": 0.3}),
+        record("student", None, domain="voc2007", metrics={"score": 0.6}),
+        record("student", None, domain=ALL, metrics={"score": 0.45, "effective_robustness": 0.1}),
+    ]
+    (table,) = result_tables(named(records))
+    assert table.headline == "score"
+    header, row = three_way_table(records)
+    assert header[2:] == ("pets", "voc2007", "all", "effective robustness")
+    assert row[2:] == ("30.0", "60.0", "45.0", "10.0")

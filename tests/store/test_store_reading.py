@@ -139,10 +139,33 @@ def test_the_index_finds_every_key_and_no_other() -> None:
     zeros = ["00" * 32, "ab" * 8 + "00" * 24]  # trailing zero bytes are part of a key
     rows = np.arange(5002) * 3
     index = KeyIndex(pack_keys([*keys, *zeros]), rows)
-    assert np.array_equal(index.find([*keys, *zeros]), rows)
-    assert np.all(index.find(keys_of(1000, start=5000)) == -1)
-    assert np.all(index.find(["ab" * 8 + "00" * 7 + "01" * 17]) == -1)
-    assert np.all(KeyIndex(pack_keys([]), np.empty(0, np.int64)).find(keys[:3]) == -1)
+    assert np.array_equal(index.find(pack_keys([*keys, *zeros])), rows)
+    assert np.all(index.find(pack_keys(keys_of(1000, start=5000))) == -1)
+    assert np.all(index.find(pack_keys(["ab" * 8 + "00" * 7 + "01" * 17])) == -1)
+    assert np.all(KeyIndex(pack_keys([]), np.empty(0, np.int64)).find(pack_keys(keys[:3])) == -1)
+
+
+def test_keys_are_found_with_and_without_an_index(tmp_path: Path) -> None:
+    keys = keys_of(60)
+    with StoreWriter.open(tmp_path, INFO, shard_rows=16) as writer:
+        for start in range(0, 60, 12):
+            part = keys[start : start + 12]
+            writer.add_images([*part, keys[0]], [*part, "again"], "clean", features_of(13, start))
+        writer.add_texts(["one", "two", "one"], features_of(3))
+    asked = [keys[31], keys[0], keys[59], keys[31]]  # one of them twice
+    plain, indexed = Store.open(tmp_path), Store.open(tmp_path)
+    indexed.index_images()
+    indexed.index_texts()
+    for store in (plain, indexed):
+        assert store.image_rows(asked).tolist() == [33, 0, 63, 33]
+        assert store.has_images([*asked, *keys_of(1, 99)]).tolist() == [True] * 4 + [False]
+        assert len(store.image_rows([])) == 0
+        assert store.text_rows(["two", "one", "two"]).tolist() == [1, 0, 1]
+        assert store.text_rows_of(iter([["two"], [], ["one", "two"]])).tolist() == [1, 0, 1]
+        with pytest.raises(
+            AttarError, match=r"1 of 2 texts have no embedding .* \(first: text 2\)"
+        ):
+            store.text_rows_of([["one", "three"]])
 
 
 def test_writing_again_fills_a_new_shard_and_keeps_the_old(tmp_path: Path) -> None:

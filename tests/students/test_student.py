@@ -10,8 +10,11 @@ from safetensors.torch import save_file
 
 import attar
 from attar.errors import UsageError
+from attar.methods.base import Phase
+from attar.methods.feature_mse import FeatureMSE
 from attar.students.config import StudentConfig
 from attar.students.student import build_student, save_student
+from attar.training.step import select_trainable
 
 STUDENTS = {
     "resnet18": 64,
@@ -147,3 +150,31 @@ def test_what_cannot_be_built_is_refused(name: str, size: int | None, message: s
 def test_a_folder_without_a_student_is_named(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="holds no student"):
         attar.load_student(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["mobilenetv3_small_050", "resnetv2_18", "test_vit"])
+def test_a_projection_without_bias_is_zero_and_stays_out_of_training(name: str) -> None:
+    student = build_student(name, 8, replace(SCRATCH, projection_bias=False))
+    bias = student.projection().bias
+    assert not bias.any()
+    phase = Phase(name="all", objective=FeatureMSE(), trainable="all", steps=1)
+    select_trainable(student, phase)
+    frozen = [p for p in student.parameters() if not p.requires_grad]
+    assert [id(p) for p in frozen] == [id(bias)]
+    assert [p.shape[0] for p in student.projection_parameters()] == [8]
+    assert id(bias) not in {id(p) for p in student.backbone_parameters()}
+
+
+def test_crop_and_stochastic_depth_can_be_chosen(tmp_path: Path) -> None:
+    student = build_student("test_vit", 8, replace(SCRATCH, crop_pct=1.0, drop_path=0.3))
+    assert student.spec.crop_pct == 1.0
+    depths = [m.drop_prob for m in student.modules() if isinstance(m, timm.layers.DropPath)]
+    assert max(depths) == pytest.approx(0.3)
+    save_student(student, tmp_path / "student")
+    network = timm.create_model(f"local-dir:{tmp_path / 'student'}", pretrained=True)
+    assert timm.data.resolve_model_data_config(network)["crop_pct"] == 1.0
+    with pytest.raises(UsageError, match="vgg11 has no blocks to leave out"):
+        build_student("vgg11", 8, replace(SCRATCH, drop_path=0.1))
+    for wrong in ({"crop_pct": 0.0}, {"crop_pct": 1.1}, {"drop_path": 1.0}, {"drop_path": -0.1}):
+        with pytest.raises(UsageError, match="give a share"):
+            replace(SCRATCH, **wrong)

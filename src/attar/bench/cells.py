@@ -30,9 +30,12 @@ class Cell:
     """One run of the grid."""
 
     method: str
+    """The row: a method, or the name of a variant."""
     held_out_domain: str
     seed: int
     lr: float
+    variant: str = ""
+    """What the variant is, in words; empty for a method as it comes."""
 
     @property
     def name(self) -> str:
@@ -42,7 +45,7 @@ class Cell:
 
     def facts(self) -> dict[str, Any]:
         """Return what the tables sort the cell's records by."""
-        return asdict(self)
+        return {k: v for k, v in asdict(self).items() if v != "" or k != "variant"}
 
 
 def file_name(domain: str) -> str:

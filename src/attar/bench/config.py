@@ -26,6 +26,14 @@ class DomainsConfig:
     strict_teacher: str | None = None
     """A teacher that never saw the held-out domain, e.g. "pocket-without:{domain}"; measured
     beside the others."""
+    variants: Path | None = None
+    """YAML file of further rows, {name: {method: vl2v-adip, training.average: swad}}: a method with
+    options other than the grid's; one that sets training.lr is tried with no other rate."""
+    jobs: int = 1
+    """Cells run at once, each in a process of its own with its share of the cores."""
+    oracle: bool = False
+    """Also show what choosing among the saved checkpoints (--training.snapshots) by the held-out
+    domain itself would give: no result of the protocol, but its upper bound."""
 
     def __post_init__(self) -> None:
         for name in ("methods", "seeds", "lrs"):
@@ -35,6 +43,8 @@ class DomainsConfig:
         for lr in self.lrs:
             if not 0 < lr < math.inf:
                 raise UsageError(f"--lrs {lr}: must be above 0")
+        if self.jobs < 1:
+            raise UsageError(f"--jobs {self.jobs}: give 1 or more")
         if self.strict_teacher is not None:
             self.strict_teacher_of("any")
 

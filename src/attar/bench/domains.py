@@ -1,18 +1,23 @@
-"""Leave one domain out: methods × held-out domains × seeds, each cell a run folder.
+"""Leave one domain out: rows × held-out domains × seeds, each cell a run folder.
 
-1. For each method, every learning rate is tried with one domain held out; the one with the best
-   accuracy on *source validation* images is kept for all domains and seeds.
+1. For each row (a method, or a variant of one), every learning rate is tried with one domain held
+   out; the one with the best accuracy on *source validation* images is kept for all domains and
+   seeds.
 2. Every other cell is run with it.
 3. The strict teachers are measured on the held-out images; nothing is trained for them.
 4. Whenever a cell has ended, the table is made again from all the cells' results.
 
-A cell whose results are there is never run again, so the grid goes on where it was killed.
+A cell whose results are there is never run again, so the grid goes on where it was killed. A cell
+that fails stops no other; the grid then ends in an error that names it.
 """
 
 import logging
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
 
 from attar import pipeline
 from attar.bench.cells import (
@@ -27,19 +32,21 @@ from attar.bench.cells import (
     what_was_run,
 )
 from attar.bench.config import DomainsConfig
+from attar.bench.jobs import Task, run_tasks
+from attar.bench.oracle import check_snapshots, oracle_record
+from attar.bench.progress import Progress
+from attar.bench.rows import Row, in_grid, make_rows
 from attar.bench.table import write_tables
 from attar.data.classes import ClassList
 from attar.data.table import ImageTable
-from attar.errors import UsageError, unknown_name
+from attar.errors import AttarError, UsageError, unknown_name
 from attar.evaluation.models import from_store
 from attar.evaluation.tasks import evaluate_models
 from attar.files import read_json, write_json
-from attar.methods.registry import find_method
 from attar.records import Record, read_records
 from attar.run import RunConfig
 from attar.stages.embedding import consult, introduce, prompts_of
 from attar.stages.images import read_image_table
-from attar.stages.request import check_names
 from attar.teachers.registry import describe_teacher_spec
 
 log = logging.getLogger(__name__)
@@ -53,13 +60,20 @@ class Grid:
 
     base: RunConfig
     config: DomainsConfig
+    rows: Mapping[str, Row]
     classes: ClassList | None
+    images: ImageTable
+    domains: tuple[str, ...]
+    """Held out in turn."""
     out: Path
     """Run folders and the store they share."""
     results: Path
-    """cells/, results.jsonl, table.md and learning-rates.json."""
-    digest: str = ""
+    """cells/, results.jsonl, table.md, page.html and learning-rates.json."""
+    digest: str
     """Of the images: a cell of other images is no cell of this grid."""
+    progress: Progress
+    failed: dict[str, str] = field(default_factory=dict)
+    """Cell -> what went wrong."""
 
 
 def run_domains(
@@ -67,93 +81,130 @@ def run_domains(
 ) -> Path:
     """Run the grid and return the folder of its results (`out` by default).
 
-    `base` is what all cells share; method, held-out domain, seed and learning rate are set here.
+    `base` is what all cells share; row, held-out domain, seed and learning rate are set here.
 
     Raises:
         UsageError: an unknown method, domain, student or teacher, images without domains, or
             results that were made with another configuration.
+        AttarError: a cell failed; all others are done.
     """
-    classes = None
-    for method in config.methods:
-        _, _, classes = check_names(_of_method(base, method))
-    base = replace(base, store=base.store or out / "store", protocol="domainbed", references=False)
-    grid = Grid(base=base, config=config, classes=classes, out=out, results=results or out)
-    table = read_image_table(base.data, classes, out)
-    grid = replace(grid, digest=digest_of(table))
-    domains = _domains(grid, table)
-    trials = {method: _trials(grid, method, domains[0]) for method in config.methods}
+    grid = _open(base, config, out, results or out)
+    trials = {name: _trials(grid, row) for name, row in grid.rows.items()}
     for cells in trials.values():
         for cell in cells:  # refuses results of another configuration before anything is run
             _load(grid, cell)
-    chosen = {method: _choose_lr(grid, method, cells) for method, cells in trials.items()}
-    _tabulate(grid)
-    for domain in domains:
-        _measure_strict_teacher(grid, table, domain)
-        for cell in _cells(config, domain, chosen):
-            _run(grid, cell)
-            _tabulate(grid)
+    _run(grid, [cell for cells in trials.values() for cell in cells])
+    chosen = {
+        name: _choose_lr(grid, cells)
+        for name, cells in trials.items()
+        if not any(cell.name in grid.failed for cell in cells)
+    }
+    if chosen:
+        _tabulate(grid)
+    for domain in grid.domains:
+        _measure_strict_teacher(grid, domain)
+    _run(grid, _cells(grid, chosen), after=_tabulate)
+    if chosen:
+        _tabulate(grid)
+    _refuse_failures(grid)
     return grid.results
 
 
-def _domains(grid: Grid, table: ImageTable) -> tuple[str, ...]:
+def _open(base: RunConfig, config: DomainsConfig, out: Path, results: Path) -> Grid:
+    """Check and read everything; run nothing."""
+    rows, classes = make_rows(base, config)
+    if config.oracle:
+        check_snapshots(base.training.snapshots)
+    rows = tuple(in_grid(row, base, out) for row in rows)
+    images = read_image_table(base.data, classes, out)
+    log.info("layout: %s", images.layout)
+    domains = _domains(config, images)
+    elsewhere = (config.lr_domain or domains[0]) not in domains
+    once = len(domains) * len(config.seeds) - (0 if elsewhere else 1)
+    return Grid(
+        base=base,
+        config=config,
+        rows={row.name: row for row in rows},
+        classes=classes,
+        images=images,
+        domains=domains,
+        out=out,
+        results=results,
+        digest=digest_of(images),
+        progress=Progress(sum(len(row.lrs) + once for row in rows)),
+    )
+
+
+def _domains(config: DomainsConfig, images: ImageTable) -> tuple[str, ...]:
     """Return the domains to hold out, refusing names the data lack before anything is run."""
-    present = {table.domain_names[index] for index in table.domains if index >= 0}
+    present = {images.domain_names[index] for index in images.domains if index >= 0}
     if len(present) < 2:
-        raise UsageError(f"leaving one domain out needs two or more domains ({table.layout})")
-    asked = (*grid.config.domains, *([grid.config.lr_domain] if grid.config.lr_domain else []))
-    for name in asked:
+        raise UsageError(f"leaving one domain out needs two or more domains ({images.layout})")
+    for name in (*config.domains, *([config.lr_domain] if config.lr_domain else [])):
         if name not in present:
             raise unknown_name("domain", name, present)
-    domains = grid.config.domains or tuple(sorted(present))
-    if grid.config.strict_teacher is not None:
+    domains = config.domains or tuple(sorted(present))
+    if config.strict_teacher is not None:
         for name in domains:
-            describe_teacher_spec(grid.config.strict_teacher_of(name))
+            describe_teacher_spec(config.strict_teacher_of(name))
     return domains
 
 
-def _trials(grid: Grid, method: str, first_domain: str) -> list[Cell]:
-    """Return the cells that a method's learning rate is chosen by."""
-    domain, seed = grid.config.lr_domain or first_domain, grid.config.seeds[0]
-    return [Cell(method=method, held_out_domain=domain, seed=seed, lr=lr) for lr in grid.config.lrs]
+def _trials(grid: Grid, row: Row) -> list[Cell]:
+    """Return the cells that a row's learning rate is chosen by."""
+    domain, seed = grid.config.lr_domain or grid.domains[0], grid.config.seeds[0]
+    return [_cell(grid, row.name, domain, seed, lr) for lr in row.lrs]
 
 
-def _choose_lr(grid: Grid, method: str, cells: Sequence[Cell]) -> float:
-    """Try every learning rate with one domain held out; keep the best on source validation."""
+def _cells(grid: Grid, chosen: Mapping[str, float]) -> list[Cell]:
+    """Return the cells of all numbers in the table, in the order they are run."""
+    return [
+        _cell(grid, name, domain, seed, lr)
+        for domain in grid.domains
+        for seed in grid.config.seeds
+        for name, lr in chosen.items()
+    ]
+
+
+def _cell(grid: Grid, row: str, domain: str, seed: int, lr: float) -> Cell:
+    variant = grid.rows[row].variant
+    return Cell(method=row, held_out_domain=domain, seed=seed, lr=lr, variant=variant)
+
+
+def _choose_lr(grid: Grid, cells: Sequence[Cell]) -> float:
+    """Keep the learning rate that is best on source validation images."""
     scores = {}
     for cell in cells:
-        scores[cell.lr] = score_on_source_validation(_run(grid, cell), cell.name)
-        log.info("%s, lr %g: %.4f on source validation images", method, cell.lr, scores[cell.lr])
+        scores[cell.lr] = score_on_source_validation(_load(grid, cell) or [], cell.name)
+        log.info("%s, lr %g: %.4f on source validation", cell.method, cell.lr, scores[cell.lr])
     chosen = max(scores, key=lambda lr: scores[lr])
-    path = grid.results / "learning-rates.json"
-    noted = read_json(path) if path.is_file() else {}
-    noted[method] = {
+    entry = {
         "held_out_domain": cells[0].held_out_domain,
         "source_validation": {f"{value:g}": score for value, score in scores.items()},
         "chosen": chosen,
     }
-    write_json(path, dict(sorted(noted.items())))
+    with FileLock(grid.out / ".learning-rates.lock"):  # other grids may share the results
+        rates = {**_rates(grid), cells[0].method: entry}
+        write_json(_rates_file(grid), dict(sorted(rates.items())))
     return chosen
 
 
-def _cells(config: DomainsConfig, domain: str, chosen: dict[str, float]) -> Iterator[Cell]:
-    for seed in config.seeds:
-        for method in config.methods:
-            yield Cell(method=method, held_out_domain=domain, seed=seed, lr=chosen[method])
+def _rates_file(grid: Grid) -> Path:
+    return grid.results / "learning-rates.json"
 
 
-def _of_method(base: RunConfig, method: str) -> RunConfig:
-    """Return what all of a method's cells share; one that needs no teacher waits for none."""
-    if "teacher" in find_method(method).needs:
-        return replace(base, method=method)
-    return replace(base, method=method, teacher=None, store=None)
+def _rates(grid: Grid) -> dict[str, Any]:
+    path = _rates_file(grid)
+    rates: dict[str, Any] = read_json(path) if path.is_file() else {}
+    return rates
 
 
 def _config_of(grid: Grid, cell: Cell) -> RunConfig:
-    base = _of_method(grid.base, cell.method)
+    shared = grid.rows[cell.method].config
     return replace(
-        base,
-        splits=replace(base.splits, held_out_domain=cell.held_out_domain, seed=cell.seed),
-        training=replace(base.training, lr=cell.lr, seed=cell.seed),
+        shared,
+        splits=replace(shared.splits, held_out_domain=cell.held_out_domain, seed=cell.seed),
+        training=replace(shared.training, lr=cell.lr, seed=cell.seed),
     )
 
 
@@ -161,26 +212,78 @@ def _results_of(grid: Grid, cell: Cell) -> Path:
     return grid.results / "cells" / f"{cell.name}.json"
 
 
+def _run_folder(grid: Grid, cell: Cell) -> Path:
+    return grid.out / "cells" / cell.name
+
+
 def _load(grid: Grid, cell: Cell) -> list[Record] | None:
     config = what_was_run(_config_of(grid, cell))
     return load_cell(_results_of(grid, cell), config, grid.digest)
 
 
-def _run(grid: Grid, cell: Cell) -> list[Record]:
-    """Return a cell's records, running it when they are not there."""
-    records = _load(grid, cell)
-    if records is None:
-        config, run = _config_of(grid, cell), grid.out / "cells" / cell.name
-        command = f"attar bench domains ({cell.name})"
-        pipeline.distill(config, run, command=command, estimated=False)
-        records = read_records(run / "results.jsonl")
-        path = _results_of(grid, cell)
-        save_cell(path, what_was_run(config), records, cell.facts(), grid.digest)
-        log.info("cell %s is done", cell.name)
-    return records
+def _run(
+    grid: Grid, cells: Sequence[Cell], after: Callable[[Grid], object] = lambda grid: None
+) -> None:
+    """Run the cells whose results are not there; call `after` whenever one is done."""
+    missing = {cell.name: cell for cell in cells if _load(grid, cell) is None}
+    grid.progress.found(cell.name for cell in cells if cell.name not in missing)
+    tasks = [_task(grid, cell) for cell in missing.values()]
+
+    def ended(task: Task, error: str) -> None:
+        if error:
+            grid.failed[task.name] = error
+            log.error("cell %s failed: %s", task.name, error)
+            return
+        _keep(grid, missing[task.name])
+        grid.progress.ended(task.name)
+        after(grid)
+
+    if grid.config.jobs > 1:
+        run_tasks(tasks, grid.config.jobs, ended)
+    else:
+        for task in tasks:
+            ended(task, _run_here(task))
 
 
-def _measure_strict_teacher(grid: Grid, table: ImageTable, domain: str) -> None:
+def _task(grid: Grid, cell: Cell) -> Task:
+    return Task(
+        name=cell.name,
+        config=_config_of(grid, cell),
+        run=_run_folder(grid, cell),
+        command=f"attar bench domains ({cell.name})",
+        known_files=grid.out / "files.parquet",
+    )
+
+
+def _run_here(task: Task) -> str:
+    """Run a cell in this process and return what went wrong."""
+    try:
+        task.prepare()
+        pipeline.distill(task.config, task.run, command=task.command, estimated=False)
+    except AttarError as error:
+        return str(error)
+    return ""
+
+
+def _keep(grid: Grid, cell: Cell) -> None:
+    """Write a finished run's records where they stand for the cell."""
+    records = read_records(_run_folder(grid, cell) / "results.jsonl")
+    config = what_was_run(_config_of(grid, cell))
+    save_cell(_results_of(grid, cell), config, records, cell.facts(), grid.digest)
+
+
+def _refuse_failures(grid: Grid) -> None:
+    if grid.failed:
+        name, reason = next(iter(grid.failed.items()))
+        count = len(grid.failed)
+        others = f" (and {count - 1} more cells)" if count > 1 else ""
+        raise AttarError(
+            f"cell {name} failed{others}: {reason}; what does not depend on it is done: remove the "
+            "cause, then give the same command again"
+        )
+
+
+def _measure_strict_teacher(grid: Grid, domain: str) -> None:
     """Measure the teacher that never saw a domain on all of that domain's images."""
     if grid.config.strict_teacher is None:
         return
@@ -189,10 +292,11 @@ def _measure_strict_teacher(grid: Grid, table: ImageTable, domain: str) -> None:
     asked = {"teacher": spec, "subset": grid.base.data.subset}
     if load_cell(path, asked, grid.digest) is not None:
         return
-    index = table.domain_names.index(domain)
-    part = table.select([row for row, d in enumerate(table.domains) if d == index])
+    images = grid.images
+    index = images.domain_names.index(domain)
+    part = images.select([row for row, d in enumerate(images.domains) if d == index])
     folder = grid.out / STRICT / file_name(domain)
-    prompts = prompts_of(grid.classes, table, grid.base.data.templates)
+    prompts = prompts_of(grid.classes, images, grid.base.data.templates)
     teacher, _ = introduce(spec, folder / "store", needed=True)
     knowledge = consult(teacher, part, prompts, folder / "store", grid.base.embed)
     model = replace(from_store(knowledge.store), role=STRICT_ROLE)
@@ -211,14 +315,16 @@ def _measure_strict_teacher(grid: Grid, table: ImageTable, domain: str) -> None:
 
 
 def _tabulate(grid: Grid) -> None:
-    """Make results.jsonl and table.md from the finished cells with their methods' chosen rates."""
-    chosen = read_json(grid.results / "learning-rates.json")
+    """Make the results and the table from the finished cells with their rows' chosen rates."""
+    rates = _rates(grid)
     wanted = [
         record
         for record in load_cells(grid.results / "cells")
         if record.role == STRICT_ROLE
-        or chosen.get(record.extra["method"], {}).get("chosen") == record.extra["lr"]
+        or rates.get(record.extra["method"], {}).get("chosen") == record.extra["lr"]
     ]
+    if grid.config.oracle:
+        wanted += _oracle(grid, wanted)
     facts = {
         "student": grid.base.student,
         "steps": grid.base.training.steps,
@@ -226,3 +332,16 @@ def _tabulate(grid: Grid) -> None:
         "seeds": len(grid.config.seeds),
     }
     write_tables(wanted, grid.results, facts)
+
+
+def _oracle(grid: Grid, records: Sequence[Record]) -> list[Record]:
+    """Return the oracle's choice in each of the cells that `records` are of."""
+    names = ("method", "held_out_domain", "seed", "lr", "variant")
+    cells = dict.fromkeys(
+        Cell(**{name: r.extra[name] for name in names if name in r.extra})
+        for r in records
+        if r.role == "student"
+    )
+    kept = grid.results / "oracle"
+    found = [oracle_record(c, _run_folder(grid, c), kept / f"{c.name}.json") for c in cells]
+    return [record for record in found if record is not None]

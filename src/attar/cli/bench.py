@@ -23,13 +23,17 @@ def domains(
 ) -> None:
     """Hold out each domain in turn and compare methods with equal budgets and DomainBed's splits.
 
-    Each method's learning rate is chosen once, on source validation images. Killed and started
-    again, only what is missing runs.
+    PACS, VLCS, OfficeHome, TerraIncognita and DomainNet are recognised as they are published; any
+    other images need folders domain/class/image or a manifest. Each method's learning rate is
+    chosen once, on source validation images. Killed and started again, only what is missing runs.
 
     For example:
 
     `attar bench domains --data PACS/ --teacher ViT-B-16/openai --student resnet50
     --methods vl2v-adip --methods erm --training.steps 5000 --out runs/pacs`
+
+    `attar bench domains --data office_home/ --teacher ViT-B-16/openai --student resnet50
+    --methods erm --variants variants.yaml --seeds 0 --seeds 1 --seeds 2 --jobs 4 --out runs/office`
 
     Parameters
     ----------
@@ -40,7 +44,7 @@ def domains(
     student
         As in `attar distill`.
     results
-        Where results.jsonl, table.md and learning-rates.json go; OUT by default.
+        Where results.jsonl, table.md, page.html and learning-rates.json go; OUT by default.
     """
     from attar.bench.domains import run_domains
 

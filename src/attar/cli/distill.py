@@ -28,7 +28,7 @@ class DistillOptions:
     """OpenCLIP (`ViT-B-32/openai`, `hf-hub:org/name`, `local-dir:path`), Hugging Face (`hf:name`),
     or the offline `pocket`. Not needed with a --store that holds everything, or by `erm`."""
     student: str = "mobilenetv3_small_100"
-    """Any timm model, as `timm/NAME` or `NAME`."""
+    """Any timm model, as `timm/NAME` or `NAME`; or `teacher`, the teacher's own image encoder."""
     method: str = "vl2v-adip"
     """Distillation method; its own options are `--method.OPTION`."""
     store: Path | None = None

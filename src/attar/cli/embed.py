@@ -1,5 +1,6 @@
 """`attar embed`: ask the teacher once."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -16,7 +17,8 @@ class EmbedSources:
     """What the teacher is asked about."""
 
     data: tuple[Path, ...] = ()
-    """Folders or manifests of images; labelled and unlabelled ones may stand side by side."""
+    """Folders, manifests or tars of images (data-{000..009}.tar, also by URL); labelled and
+    unlabelled ones may stand side by side."""
     texts: Path | None = None
     """Sentences: a text file (one a line), .jsonl, or a .csv or .parquet with a column text or
     caption, such as a manifest's; read line by line, so millions are no burden."""
@@ -60,6 +62,9 @@ def embed(
 
     `attar embed --data photos/ --classes classes.txt --teacher ViT-B-32/openai --out store/`
 
+    `torchrun --nproc-per-node 8 -m attar embed --data 's3://bucket/data-{000..999}.tar'
+    --teacher ViT-L-14/openai --out store/`
+
     `attar embed --texts sentences.txt --teacher ViT-B-32/openai --out store/`
 
     `attar embed --data photos/ --teacher https://HOST/v1#MODEL --price 0.0001 --dry-run --out s/`
@@ -80,5 +85,7 @@ def embed(
         print(pipeline.embed_cost(sources.data_config(), teacher, out, options, sources.texts))
         return
     path = pipeline.embed(sources.data_config(), teacher, out, options, sources.texts)
+    if os.environ.get("RANK", "0") != "0":
+        return  # one of the processes that torchrun started says it for all
     counts = store_info(path)
     print(f"{path}: {counts['image_rows']:,} images, {counts['text_rows']:,} texts of {teacher}")

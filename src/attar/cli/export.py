@@ -1,20 +1,23 @@
-"""`attar export`: the bundle for the device, with proof."""
+"""`attar export`: the bundle for the device, or an OpenCLIP model, with proof."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from attar.export.config import ExportConfig
+from attar.errors import UsageError
+from attar.export.config import ExportConfig, OpenCLIPConfig
 
 
 def export(
     run: Path,
     /,
     *,
+    format: Literal["onnx", "openclip"] = "onnx",
     out: Path | None = None,
     classes: Path | None = None,
     options: Annotated[ExportConfig, Parameter(name="*")] = ExportConfig(),
+    openclip: Annotated[OpenCLIPConfig, Parameter(name="*")] = OpenCLIPConfig(),
 ) -> None:
     """Write a bundle (ONNX model, labels, preprocessing, card) and prove it equals the student.
 
@@ -24,18 +27,39 @@ def export(
 
     `attar export runs/photos --classes new-classes.txt --vocabulary nouns.txt --out bundle/`
 
+    `attar export runs/photos --format openclip --out model/`
+
     Parameters
     ----------
     run
         Run folder made by `attar distill`.
+    format
+        `onnx`: the bundle for the device. `openclip`: a model that OpenCLIP loads as
+        `local-dir:PATH`, with the text tower of the run's OpenCLIP teacher.
     out
-        The bundle's folder; `RUN/bundle` by default.
+        The folder to write; `RUN/bundle` or `RUN/openclip` by default.
     classes
         Other classes than the run's; the teacher is asked for texts that its store lacks.
     """
     from attar import pipeline
     from attar.files import read_json
 
-    path = pipeline.export(run, out or run / "bundle", options, classes)
-    parity = read_json(path / "bundle.json").get("parity", {})
+    if format == "openclip":
+        of_bundles = {"vocabulary": options.vocabulary, "threshold": options.threshold}
+        _refuse({"classes": classes, **of_bundles}, "onnx")
+        place = out or run / "openclip"
+        path = pipeline.export_openclip(run, place, openclip, options.parity_images)
+        facts = path / "export.json"
+    else:
+        _refuse({"teacher": openclip.teacher, "whole-image": openclip.whole_image}, "openclip")
+        path = pipeline.export(run, out or run / "bundle", options, classes)
+        facts = path / "bundle.json"
+    parity = read_json(facts).get("parity", {})
     print(f"{path}: proven on {parity.get('images', 0)} images ({parity})")
+
+
+def _refuse(given: dict[str, object], format: str) -> None:
+    """Refuse options that mean nothing to the format that was asked for."""
+    for name, value in given.items():
+        if value is not None and value is not False:
+            raise UsageError(f"--{name} belongs to --format {format}; leave it out")

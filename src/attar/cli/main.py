@@ -46,6 +46,7 @@ _COMMANDS: Sequence[tuple[App, str, str | None]] = (
     (app, "evaluate:evaluate", None),
     (app, "export:export", None),
     (app, "few_shot:few_shot", None),
+    (app, "gate:gate", None),
     (app, "lists:lists", None),
     (app, "predict:predict", None),
     (app, "predict:latency", None),
@@ -57,6 +58,7 @@ _COMMANDS: Sequence[tuple[App, str, str | None]] = (
     (store, "store:import_", "import"),
     (bench, "bench:domains", None),
     (bench, "bench:classes", None),
+    (bench, "embeddings:embeddings", None),
 )
 """Group, module and function of every command; a module is imported when its command is called."""
 

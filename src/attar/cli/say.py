@@ -21,13 +21,12 @@ def print_results(results: Path, roles: Iterable[str] = ()) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from attar.report.tables import COHERENCE, MULTI_LABEL, three_way_table
+    from attar.report.tables import COHERENCE, COST, HEADLINES, MULTI_LABEL, three_way_table
 
     wanted = set(roles)
     records = [r for r in read_records(results) if not wanted or r.role in wanted]
-    scored = any("acc1" in record.metrics for record in records)
-    what = "top-1 accuracy" if scored else "agreement with the teacher"
-    tables = {f"{what} in %": three_way_table(records)}
+    what = next((m for m in HEADLINES if any(m in r.metrics for r in records)), "agreement")
+    tables = {f"{HEADLINES[what]} in %": three_way_table(records)}
     if any(record.task == COHERENCE for record in records):
         from attar.report.coherence import coherence_lines  # loads matplotlib
 
@@ -36,6 +35,10 @@ def print_results(results: Path, roles: Iterable[str] = ()) -> None:
         from attar.report.several_labels import label_lines
 
         tables["several labels an image"] = label_lines(records)
+    if any(record.task == COST for record in records):
+        from attar.report.costs import cost_lines
+
+        tables["accuracy in %, size and latency"] = cost_lines(records)
     for title, rows in tables.items():
         if not rows:
             continue

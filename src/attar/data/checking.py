@@ -16,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from attar.data.images import decode_image
 from attar.errors import AttarError
 from attar.files import atomic_path
+from attar.members import Member, is_url, read_bytes
 
 _CHUNK = 1024
 _SHOW_PROGRESS_FROM = 500
@@ -67,7 +68,7 @@ def check_files(paths: Sequence[str], cache: Path | None = None) -> dict[str, Ch
 def check_file(path: str) -> Checked:
     """Hash and decode one file."""
     try:
-        data = Path(path).read_bytes()
+        data = read_bytes(path)
     except OSError as error:
         return Checked("", error.strerror or str(error))
     try:
@@ -97,8 +98,12 @@ def _read_all(paths: Sequence[str]) -> Iterator[tuple[str, Checked]]:
 
 
 def _stamp(path: str) -> _Stamp | None:
+    member = Member.parse(path)
+    file = path if member is None else member.tar
+    if is_url(file):
+        return None
     try:
-        status = Path(path).stat()
+        status = Path(file).stat()
     except OSError:
         return None
     return path, status.st_size, status.st_mtime_ns

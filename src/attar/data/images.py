@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError, features
 
 from attar.errors import AttarError
+from attar.members import read_bytes
 
 _ALWAYS = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm"}
 _WHEN_SUPPORTED = {".heic", ".heif"} & set(Image.registered_extensions())
@@ -38,7 +39,7 @@ def is_image_name(name: str) -> bool:
 
 
 def read_image(path: str | Path) -> Image.Image:
-    """Return the picture in a file as an 8-bit RGB image.
+    """Return the picture in a file, or in a tar's member, as an 8-bit RGB image.
 
     EXIF rotation is applied, CMYK converted, alpha laid on white, 16-bit values scaled to 8 bits,
     and of an animation the first frame is taken. Every pixel is decoded here.
@@ -48,7 +49,7 @@ def read_image(path: str | Path) -> Image.Image:
             message names the file and the reason.
     """
     try:
-        data = Path(path).read_bytes()
+        data = read_bytes(path)
     except OSError as error:
         raise AttarError(f"{path} cannot be read: {error.strerror or error}") from error
     try:

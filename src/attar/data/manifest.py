@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 
 from attar.data.splits import SPLIT_NAMES
 from attar.errors import UsageError, unknown_name
+from attar.members import is_url
 
 MANIFEST_EXTENSIONS = (".csv", ".parquet")
 
@@ -75,17 +76,25 @@ def _entry(folder: Path, where: str, cells: dict[str, Any], several: bool) -> En
     split = row["split"]
     if split is not None and split not in SPLIT_NAMES:
         raise unknown_name(f"split in {where}:", split, SPLIT_NAMES)
-    absolute = os.path.normpath(folder / row["path"])
-    relative = Path(os.path.relpath(absolute, folder))
+    absolute, name = _absolute(row["path"], folder)
     return Entry(
         path=absolute,
-        name=relative.as_posix() if relative.parts[:1] != ("..",) else absolute,
+        name=name,
         label=row["label"],
         labels=_several(cells["labels"], where) if several else None,
         domain=row["domain"],
         split=split,
         caption=row["caption"],
     )
+
+
+def _absolute(path: str, folder: Path) -> tuple[str, str]:
+    """Return a cell's path as an absolute one, and as it is shown to people."""
+    if is_url(path):
+        return path, path
+    absolute = os.path.normpath(folder / path)
+    relative = Path(os.path.relpath(absolute, folder))
+    return absolute, relative.as_posix() if relative.parts[:1] != ("..",) else absolute
 
 
 def _several(cell: object, where: str) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from attar.data.shard_order import ShardShuffle, shard_starts
 from attar.data.table import ImageTable
 from attar.errors import UsageError, unknown_name
 
@@ -67,7 +68,7 @@ class UniformSampler:
     """
 
     def __init__(self, count: int, batch_size: int, seed: int) -> None:
-        self._stream = _Shuffle(range(count), seed, stream=0)
+        self._stream: _Shuffle | ShardShuffle = _Shuffle(range(count), seed, stream=0)
         self._batch_size = batch_size
 
     def indices(self, step: int, rank: int = 0, world: int = 1) -> list[int]:
@@ -83,6 +84,18 @@ class UniformSampler:
     def steps_per_epoch(self, world: int = 1) -> int:
         """Return the steps that one pass over the images takes, rounded up."""
         return math.ceil(len(self._stream) / self.global_batch(world))
+
+
+class ShardSampler(UniformSampler):
+    """Every image once an epoch, shard by shard: images of one time lie near each other on disk.
+
+    The shards are shuffled, and then the images inside windows of the list they make: what is read
+    at any time lies in the few shards of one window, whatever the size of the data.
+    """
+
+    def __init__(self, starts: Sequence[int], count: int, batch_size: int, seed: int) -> None:
+        self._stream = ShardShuffle(starts, count, seed)
+        self._batch_size = batch_size
 
 
 class PerDomainSampler:
@@ -155,6 +168,13 @@ def _make_uniform(
     return UniformSampler(len(table) + len(few_shot or ()), batch_size, seed)
 
 
+def _make_shards(
+    table: ImageTable, few_shot: ImageTable | None, batch_size: int, seed: int
+) -> Sampler:
+    paths = table.paths + (few_shot.paths if few_shot is not None else ())
+    return ShardSampler(shard_starts(paths), len(paths), batch_size, seed)
+
+
 def _make_per_domain(
     table: ImageTable, few_shot: ImageTable | None, batch_size: int, seed: int
 ) -> Sampler:
@@ -182,6 +202,7 @@ def _make_half_few_shot(
 
 SAMPLERS: dict[str, Callable[[ImageTable, ImageTable | None, int, int], Sampler]] = {
     "uniform": _make_uniform,
+    "shards": _make_shards,
     "per-domain": _make_per_domain,
     "half-few-shot": _make_half_few_shot,
 }

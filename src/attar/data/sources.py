@@ -11,15 +11,19 @@ from attar.data.checking import Checked, check_files
 from attar.data.classes import ClassList, match_labels
 from attar.data.images import EXTENSIONS, is_image_name
 from attar.data.manifest import MANIFEST_EXTENSIONS, Entry, read_manifest
+from attar.data.published import check_complete, find_published
+from attar.data.shards import holds_tars, name_classes, read_tars
 from attar.data.splits import check_domain
 from attar.data.table import ImageTable
 from attar.errors import AttarError, UsageError
 from attar.files import write_json
+from attar.members import is_url
 
 _SHOWN = 5
 _EXPECTED = (
-    "give a folder of images, class/image, domain/class/image, or a CSV or Parquet manifest with "
-    f"a path column; image extensions: {', '.join(sorted(e[1:] for e in EXTENSIONS))}"
+    "give a folder of images, class/image, domain/class/image, a CSV or Parquet manifest with a "
+    "path column, or tars of samples (data-{000..009}.tar); "
+    f"image extensions: {', '.join(sorted(e[1:] for e in EXTENSIONS))}"
 )
 
 
@@ -30,6 +34,8 @@ class _Source:
     root: Path
     layout: str
     entries: list[Entry] = field(default_factory=list)
+    checked: dict[str, Checked] = field(default_factory=dict)
+    """What is known of its files already, because naming them took reading them."""
 
 
 def read_sources(
@@ -45,33 +51,44 @@ def read_sources(
 ) -> ImageTable:
     """Read one or several data paths into one table, labelled and unlabelled side by side.
 
-    A path is a folder of images (flat or nested: no labels), class/image, domain/class/image, or a
-    CSV or Parquet manifest. Every file is hashed and fully decoded; those that cannot be read are
-    set aside, the first five named on stderr, and the rest is returned.
+    A path is a folder of images (flat or nested: no labels), class/image, domain/class/image, one
+    of the benchmarks of `attar.data.published` as it is published, a CSV or Parquet manifest, or
+    tars of samples (`attar.data.shards`). Every file is hashed and fully decoded; those that cannot
+    be read are set aside, the first five named on stderr, and the rest is returned.
 
     Args:
         roots: the paths; their images follow each other in this order.
         class_list: gives `class_names` and their order; labels match up to case, "_" and spaces.
         set_aside: JSON file for [{"path", "reason"}] of the files that cannot be read.
         strict: fail when a file cannot be read.
-        cache: Parquet file that saves a later call from reading unchanged files again.
+        cache: Parquet file that saves a later call from reading unchanged files again; what is in
+            tars is kept in the folder "shards" beside it.
         unlabelled: take folders for mere folders and drop a manifest's labels.
-        superset: the class list may name classes that the data lacks, and the data may have one
-            class only (evaluation on part of the classes).
+        superset: the class list may name classes that the data lacks, the data may have one class
+            only, and a benchmark may be incomplete (evaluation on part of the classes).
         held_out_domain: a domain that the data must have.
 
     Raises:
         UsageError: a path is missing, given twice, or holds no readable image; a broken manifest;
-            one class only; a class list that does not fit; no such domain.
+            one class only; a class list that does not fit; no such domain; a benchmark of which a
+            domain or class is missing.
         AttarError: `strict` and a file cannot be read.
     """
-    sources = [_find(root, unlabelled) for root in _distinct(roots)]
+    index = None if cache is None else cache.with_name("shards")
+    sources = [
+        _find_tars(root, unlabelled, class_list, index)
+        if holds_tars(root)
+        else _find(root, unlabelled, superset)
+        for root in _distinct(roots)
+    ]
     if not superset:
         _refuse_one_class([e for s in sources for e in s.entries])
     _match(class_list, [e for s in sources for e in s.entries], superset)  # before the long read
     if held_out_domain is not None:
         check_domain(held_out_domain, [e.domain for s in sources for e in s.entries])
-    checked = check_files([e.path for s in sources for e in s.entries], cache)
+    checked = {path: found for s in sources for path, found in s.checked.items()}
+    files = [e.path for s in sources if not s.checked for e in s.entries]
+    checked |= check_files(files, cache)
     _report_broken(checked, set_aside, strict)
     good: list[list[Entry]] = []
     for source in sources:
@@ -93,19 +110,31 @@ def read_sources(
 def _distinct(roots: Sequence[Path]) -> list[Path]:
     if not roots:
         raise UsageError(f"no data path is given: {_EXPECTED}")
-    absolute = [root.expanduser().resolve() for root in roots]
+    absolute = [root if is_url(root) else root.expanduser().resolve() for root in roots]
     for root in absolute:
         if absolute.count(root) > 1:
             raise UsageError(f"data path {root} is given twice: give it once")
     return absolute
 
 
-def _find(root: Path, unlabelled: bool) -> _Source:
+def _find_tars(
+    root: Path, unlabelled: bool, class_list: ClassList | None, index: Path | None
+) -> _Source:
+    """Read tars of samples; a class list names the classes that they give by number."""
+    found = read_tars(root, unlabelled=unlabelled, index=index)
+    entries = found.entries
+    if class_list is not None:
+        entries = name_classes(entries, class_list.names)
+    layout = "1 tar of samples" if found.tars == 1 else f"{found.tars:,} tars of samples"
+    return _Source(root=root, layout=layout, entries=entries, checked=found.checked)
+
+
+def _find(root: Path, unlabelled: bool, superset: bool) -> _Source:
     """Detect what a path holds."""
     if not root.exists():
         raise UsageError(f"data path {root} does not exist: {_EXPECTED}")
     if root.is_dir():
-        return _find_folder(root, unlabelled)
+        return _find_folder(root, unlabelled, superset)
     if root.suffix.lower() in MANIFEST_EXTENSIONS:
         entries = read_manifest(root)
         if unlabelled:
@@ -125,10 +154,33 @@ def _find(root: Path, unlabelled: bool) -> _Source:
     )
 
 
-def _find_folder(root: Path, unlabelled: bool) -> _Source:
+def _find_folder(root: Path, unlabelled: bool, superset: bool) -> _Source:
     found = sorted(_walk(root, (), frozenset()))
     if not found:
         raise UsageError(f"data path {root} holds no images: {_EXPECTED}")
+    benchmark = None if unlabelled else _find_benchmark(root, found, superset)
+    return _find_plain_folder(root, found, unlabelled) if benchmark is None else benchmark
+
+
+def _find_benchmark(root: Path, found: Sequence[tuple[str, ...]], superset: bool) -> _Source | None:
+    published = find_published(found)
+    if published is None:
+        return None
+    if not superset:
+        check_complete(published, root)
+    entries = [
+        Entry(
+            path=str(root.joinpath(*image.parts)),
+            name="/".join(image.parts),
+            label=image.label,
+            domain=image.domain,
+        )
+        for image in published.images
+    ]
+    return _Source(root=root, layout=published.layout, entries=entries)
+
+
+def _find_plain_folder(root: Path, found: Sequence[tuple[str, ...]], unlabelled: bool) -> _Source:
     depths = {len(parts) for parts in found}
     layout = "nested folder of images, no labels"
     if depths == {1}:

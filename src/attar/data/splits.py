@@ -8,6 +8,7 @@ from typing import Literal
 
 from attar.data.class_splits import assign_unseen, check_disjoint, names_in, relabel
 from attar.data.few_shot import Shots, move_few_shot
+from attar.data.share import keep_share
 from attar.data.table import ImageTable
 from attar.errors import UsageError, unknown_name
 from attar.files import sha256_text
@@ -41,6 +42,8 @@ class SplitConfig:
     """Share of the source images that validates while training."""
     test_fraction: float = 0.2
     """Share of the source images kept for the in-distribution test."""
+    train_share: float = 1.0
+    """Share of the training images of each domain and class that is used, drawn by the seed."""
     held_out_domain: str | None = None
     """Domain kept out of training, selection and early stopping."""
     unseen_share: float = 0.0
@@ -48,8 +51,7 @@ class SplitConfig:
     unseen_classes: Path | None = None
     """File that names the unseen classes instead, one a line."""
     few_shot: int = 0
-    """Images of each class moved from the unseen classes (or a manifest's test_ood) to few-shot
-    training."""
+    """Images of each class moved from the unseen ones (or a manifest's test_ood) to training."""
     few_shot_share: float = 1.0
     """Share of the unseen classes, drawn by the seed, that get few-shot images; the others are kept
     apart as `further_unseen` (Li et al., Table 11)."""
@@ -153,7 +155,13 @@ def make_splits(table: ImageTable, config: SplitConfig) -> Splits:
         )
     if not rows["val"] and config.val_fraction > 0:
         notes.append("No image is left for validation.")
-    return split_class_names(build(table, rows, notes))
+    return with_train_share(split_class_names(build(table, rows, notes)), config)
+
+
+def with_train_share(splits: Splits, config: SplitConfig) -> Splits:
+    """Leave out all training images but `train_share` of them; nothing else changes."""
+    train = keep_share(splits.source.train, config.train_share, config.seed)
+    return replace(splits, source=replace(splits.source, train=train))
 
 
 def _check_config(config: SplitConfig) -> None:

@@ -10,7 +10,8 @@ class EvaluationConfig:
     """How models are measured."""
 
     tasks: tuple[str, ...] = ("zero_shot", "fidelity")
-    """Tasks to run on stored features: zero_shot, generalised_zero_shot, fidelity, coherence."""
+    """Tasks to run on stored features: zero_shot, generalised_zero_shot, fidelity, coherence; and
+    cost, the parameters, size and latency of each model, which `--compare` always adds."""
 
     batch_size: int = 64
     """Images in one forward pass."""

@@ -1,6 +1,6 @@
 """What a task works on: the images, and what one model said of them. No model is needed here."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -147,16 +147,21 @@ def _is_comparable(model: EvaluatedModel, data: EvaluationData) -> bool:
     return is_same_teacher(model.teacher_identity, data.teacher_identity)
 
 
+def refuse_equal_roles(models: Sequence[EvaluatedModel]) -> None:
+    """Refuse two models that would fill the same row of the tables."""
+    roles = [model.role for model in models]
+    for role in roles:
+        if roles.count(role) > 1:
+            raise UsageError(f"two models have the role {role!r}; name each row differently")
+
+
 def check_dimensions(models: Sequence[EvaluatedModel], data: EvaluationData) -> None:
     """Refuse, before anything is computed, class features that a model cannot be compared with.
 
     Raises:
         UsageError: rows or widths differ, or two models would fill the same row of the tables.
     """
-    roles = [model.role for model in models]
-    for role in roles:
-        if roles.count(role) > 1:
-            raise UsageError(f"two models have the role {role!r}; name each row differently")
+    refuse_equal_roles(models)
     for model in models:
         own = data.class_features if model.class_features is None else model.class_features
         if model.head == "classes" or own is None or not _is_comparable(model, data):
@@ -177,8 +182,9 @@ def make_record(
     domain: str,
     num_images: int,
     metrics: dict[str, float],
+    extra: Mapping[str, Any] | None = None,
 ) -> Record:
-    """Return one line of results.jsonl."""
+    """Return one line of results.jsonl; `extra` says how its numbers came to be."""
     return Record(
         dataset=data.dataset,
         model=model.name,
@@ -190,5 +196,9 @@ def make_record(
         split=data.split,
         domain=domain,
         num_images=num_images,
-        extra={"num_classes": len(data.class_names), "logit_scale": model.logit_scale},
+        extra={
+            "num_classes": len(data.class_names),
+            "logit_scale": model.logit_scale,
+            **(extra or {}),
+        },
     )

@@ -28,18 +28,30 @@ from attar.store.progress import Meter
 _FORMAT = "1"
 _SHOW_PROGRESS_ABOVE = 500
 Prepare = Callable[[Image.Image], Any]
+Picture = Callable[[int], Image.Image]
+"""Row of a table -> its RGB image, where that is not simply the file at its path; picklable."""
 
 
 def features_of(
-    model: EvaluatedModel, table: ImageTable, out: Path, *, batch_size: int = 64, workers: int = 2
+    model: EvaluatedModel,
+    table: ImageTable,
+    out: Path,
+    *,
+    batch_size: int = 64,
+    workers: int = 2,
+    picture: Picture | None = None,
 ) -> Features:
     """Return a model's features [N, D] of a table: looked up where known, else computed into `out`.
+
+    With a `picture` the table's keys must change whenever it does: they tell features apart.
 
     Raises:
         AttarError: see `compute_features`.
     """
     if model.lookup is None:
-        compute_features(model, table, out, batch_size=batch_size, workers=workers)
+        compute_features(
+            model, table, out, batch_size=batch_size, workers=workers, picture=picture
+        )
         return read_features(out)
     features = model.lookup(table)
     _check_finite(features, table.names, model.name)
@@ -47,7 +59,13 @@ def features_of(
 
 
 def compute_features(
-    model: EvaluatedModel, table: ImageTable, out: Path, *, batch_size: int = 64, workers: int = 2
+    model: EvaluatedModel,
+    table: ImageTable,
+    out: Path,
+    *,
+    batch_size: int = 64,
+    workers: int = 2,
+    picture: Picture | None = None,
 ) -> Path:
     """Write a model's features of a table to `out`, unless the file holds exactly them already.
 
@@ -65,7 +83,7 @@ def compute_features(
     parts: list[Features] = []
     done = 0
     with meter if len(table) > _SHOW_PROGRESS_ABOVE else nullcontext():
-        batches = image_batches(table, model.prepare, batch_size, workers)
+        batches = image_batches(table, model.prepare, batch_size, workers, picture)
         for pixels in meter.waiting_for(batches):
             part = model.encode(pixels).detach().float().cpu().numpy()
             _check_finite(part, table.names[done : done + len(part)], model.name)
@@ -93,7 +111,11 @@ def read_features(path: Path) -> Features:
 
 
 def image_batches(
-    table: ImageTable, prepare: Prepare, batch_size: int, workers: int
+    table: ImageTable,
+    prepare: Prepare,
+    batch_size: int,
+    workers: int,
+    picture: Picture | None = None,
 ) -> Iterator[Tensor]:
     """Yield prepared images [B, 3, H, W] in the table's order, read by `workers` processes.
 
@@ -101,7 +123,7 @@ def image_batches(
         AttarError: an image that cannot be read; it is named.
     """
     loader = DataLoader(
-        _Images(table.paths, prepare),
+        _Images(table.paths, prepare, picture),
         batch_size=batch_size,
         # Starting a process takes longer than reading one batch.
         num_workers=workers if len(table) > batch_size else 0,
@@ -121,9 +143,12 @@ class _Images(Dataset[Any]):
     An exception that crosses from a worker arrives as a page of traceback instead.
     """
 
-    def __init__(self, paths: Sequence[str], prepare: Prepare) -> None:
+    def __init__(
+        self, paths: Sequence[str], prepare: Prepare, picture: Picture | None = None
+    ) -> None:
         self.paths = paths
         self.prepare = prepare
+        self.picture = picture
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -131,7 +156,7 @@ class _Images(Dataset[Any]):
     def __getitem__(self, index: int) -> Tensor | str:
         path = self.paths[index]
         try:
-            image = read_image(path)
+            image = read_image(path) if self.picture is None else self.picture(index)
             return torch.as_tensor(self.prepare(image))
         except AttarError as error:
             return f"{error}; mend or remove it and run again"

@@ -74,6 +74,59 @@ def mean_per_class_recall(predictions: Array, targets: Array) -> float:
     return float((np.bincount(position, weights=hits, minlength=len(classes)) / counts).mean())
 
 
+def roc_auc(scores: Array, positive: Array) -> float:
+    """Return the area under the ROC curve of scores [N] for which rows are positive [N].
+
+    The Mann-Whitney form: the share of (positive, negative) pairs that are in the right order, a
+    tie counting half. 0.5 is chance.
+
+    Raises:
+        AttarError: no positive or no negative row.
+    """
+    values, is_positive = _nonempty(scores), as_array(positive).astype(bool)
+    positives, negatives = int(is_positive.sum()), int((~is_positive).sum())
+    if not positives or not negatives:
+        raise AttarError("the area under the ROC curve needs positive and negative images")
+    _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
+    ranks = (np.cumsum(counts) - (counts - 1) / 2)[place]  # from 1; equal scores share theirs
+    pairs_won = ranks[is_positive].sum() - positives * (positives + 1) / 2
+    return float(pairs_won / (positives * negatives))
+
+
+def average_precision_11_points(scores: Array, positive: Array) -> float:
+    """Return the average precision of scores [N] for rows that are positive [N], as in VOC 2007.
+
+    AP = 1/11 Σ_{r in 0, 0.1, ..., 1} max precision at a recall of at least r (Everingham et al.
+    2010, eq. 1); equal scores keep their order.
+
+    Raises:
+        AttarError: no positive row.
+    """
+    is_positive = as_array(positive).astype(bool)[np.argsort(-_nonempty(scores), kind="stable")]
+    if not is_positive.any():
+        raise AttarError("the average precision needs positive images")
+    found = np.cumsum(is_positive)
+    precision, recall = found / np.arange(1, len(found) + 1), found / found[-1]
+    # Recall is k / n exactly at the k-th positive: 1e-9 keeps 0.1 * 3 from missing 3/10.
+    levels = np.linspace(0, 1, 11) - 1e-9
+    return float(np.mean([precision[recall >= level].max() for level in levels]))
+
+
+def mean_average_precision_11_points(scores: Array, targets: Array) -> float:
+    """Return the mean over classes of `average_precision_11_points`, scores and targets [N, C].
+
+    A class that no image shows does not count.
+
+    Raises:
+        AttarError: no image shows any class.
+    """
+    values, wanted = as_array(scores), as_array(targets).astype(bool)
+    shown = np.flatnonzero(_nonempty(wanted).any(axis=0))
+    if not len(shown):
+        raise AttarError("the mean average precision needs images that show a class")
+    return float(np.mean([average_precision_11_points(values[:, c], wanted[:, c]) for c in shown]))
+
+
 def ece(confidences: Array, correct: Array, bins: int = 15) -> float:
     """Return the expected calibration error over equal-width bins (Guo et al. 2017, eq. 3).
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from attar.data.table import ImageTable
 from attar.data.transforms import eval_transform
@@ -71,6 +71,12 @@ class EvaluatedModel:
     """Prepared images to all that a student says of them, the features of regions too."""
     lookup: Callable[[ImageTable], Features] | None = None
     """Instead of the two above: the features [N, D] of a table that are known already."""
+    encode_trunk: Callable[[Tensor], Tensor] | None = None
+    """Prepared images to pooled features before the projection [N, W], of a student."""
+    network: nn.Module | None = None
+    """The network behind `encode`, where it runs in this process: what it costs can be measured."""
+    bundle: Path | None = None
+    """The folder of an exported bundle."""
 
 
 def from_teacher(
@@ -98,6 +104,7 @@ def from_teacher(
         identity=info.identity,
         prepare=teacher.prepare,
         encode=teacher.encode_images,
+        network=None if teacher.towers is None else teacher.towers.image,
     )
 
 
@@ -157,6 +164,8 @@ def from_student(
         prepare=student_transform(student),
         encode=lambda pixels: student_outputs(student, pixels),
         outputs=lambda pixels: all_outputs(student, pixels, regions=spec.head == "embedding"),
+        encode_trunk=lambda pixels: student_outputs(student, pixels, trunk=True),
+        network=student.network,
     )
 
 
@@ -228,6 +237,7 @@ def from_bundle(path: Path, *, role: str = "bundle") -> EvaluatedModel:
         identity=f"{sha256_file(path / MODEL)}/{sha256_file(path / PREPROCESS)}",
         prepare=bundle.preprocess,
         encode=encode,
+        bundle=path,
     )
 
 
@@ -289,8 +299,10 @@ def evaluating(student: Student) -> Iterator[None]:
 
 def _student_identity(student: Student) -> str:
     # What the features do not depend on stays out: a newly fitted scale leaves them valid.
-    aside = ("logit_scale", "weights", "teacher", "teacher_identity")
+    aside = ("logit_scale", "weights", "teacher", "teacher_identity", "projection_bias")
     spec = {k: v for k, v in asdict(student.spec).items() if k not in aside}
+    if not student.spec.gelu:  # as all were before there was a choice
+        del spec["gelu"]
     digest = hashlib.sha256(json.dumps(spec, sort_keys=True).encode())
     for name, tensor in sorted(student.network.state_dict().items()):
         digest.update(name.encode())

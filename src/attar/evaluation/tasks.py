@@ -16,6 +16,7 @@ from attar.data.table import ImageTable
 from attar.errors import unknown_name
 from attar.evaluation.coherence import coherence
 from attar.evaluation.config import EvaluationConfig
+from attar.evaluation.cost import cost
 from attar.evaluation.evidence import (
     EvaluationData,
     Evidence,
@@ -42,6 +43,7 @@ TASKS: dict[str, EvaluationTask] = {
     GENERALISED_TASK: generalised_zero_shot,
     "fidelity": fidelity,
     "coherence": coherence,
+    "cost": cost,
 }
 
 _LOG = logging.getLogger(__name__)

@@ -39,9 +39,9 @@ def card_text(
     sections = [
         f"# {spec.name}" + (f" distilled from {facts.teacher}" if facts.teacher else ""),
         _what(spec, facts, class_names, texts),
-        "## Teacher and licence\n\n" + _licence(facts),
-        "## Data\n\n" + _data(facts, spec),
-        "## Measured results\n\n" + _results(facts.metrics),
+        "## Teacher and licence\n\n" + licence_text(facts),
+        "## Data\n\n" + data_text(facts, spec),
+        "## Measured results\n\n" + results_table(facts.metrics),
         "## Agreement with torch\n\n" + _parity(parity),
         "## Limits\n\n" + _limits(spec, facts),
         "## How to use\n\n" + _usage(spec, texts),
@@ -84,7 +84,8 @@ def _what(spec: StudentSpec, facts: BundleFacts, class_names: Sequence[str], tex
     return "\n\n".join(lines)
 
 
-def _licence(facts: BundleFacts) -> str:
+def licence_text(facts: BundleFacts) -> str:
+    """Return what binds the use of a student, in a sentence or two."""
     if not facts.teacher:
         return "It was trained without a teacher; the licence of its starting weights applies."
     said = f"**{facts.licence}**" if facts.licence else "No restriction on its weights is known."
@@ -94,12 +95,13 @@ def _licence(facts: BundleFacts) -> str:
     )
 
 
-def _data(facts: BundleFacts, spec: StudentSpec) -> str:
+def data_text(facts: BundleFacts, spec: StudentSpec) -> str:
+    """Return what a student was trained on and what its weights were before."""
     named = ", ".join(f"`{name}`" for name in facts.datasets) or "not named"
     return f"Trained on: {named}. Starting weights: {spec.weights}."
 
 
-def _results(records: Sequence[Record]) -> str:
+def results_table(records: Sequence[Record]) -> str:
     """Return the table of results, one row a record, only the columns that some row has."""
     # What has none of these columns (coherence with the teacher) is the report's to show.
     records = [record for record in records if not record.metrics.keys().isdisjoint(_METRICS)]

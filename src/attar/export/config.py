@@ -34,6 +34,17 @@ class ExportConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class OpenCLIPConfig:
+    """Settings of `attar export --format openclip` alone."""
+
+    teacher: str | None = None
+    """Where the run's OpenCLIP teacher is, if not where it was; its weights must be the same."""
+    whole_image: bool = False
+    """Let a student that evaluates on a crop see the whole shorter side, as OpenCLIP always does;
+    its results are then others than the run's."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class BundleFacts:
     """Where the student comes from and how to read its output: for bundle.json and the card."""
 

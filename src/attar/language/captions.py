@@ -19,6 +19,7 @@ from attar.data.table import ImageTable
 from attar.device import pick_device
 from attar.errors import UsageError
 from attar.files import atomic_path
+from attar.members import is_url
 from attar.store.config import EmbedConfig
 from attar.store.embed import embed_images, embed_texts
 from attar.store.store import Store
@@ -126,7 +127,7 @@ def write_manifest(table: ImageTable, captions: Captions, out: Path) -> Path:
     check_manifest_path(out)
     folder = out.parent.resolve()
     columns: dict[str, Sequence[object]] = {
-        "path": [_relative(Path(path), folder) for path in table.paths],
+        "path": [path if is_url(path) else _relative(Path(path), folder) for path in table.paths],
         **_labels(table),
         "domain": [table.domain_names[i] if i >= 0 else None for i in table.domains],
         "split": list(table.splits),

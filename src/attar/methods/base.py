@@ -16,6 +16,10 @@ from attar.types import Batch, Loss, Outputs
 Trainable = Literal["all", "backbone", "projection"]
 Views = Literal["clean", "same", "online"]
 Need = Literal["teacher", "labels", "label_sets", "class_features", "captions", "text", "domains"]
+ClassEmbedding = Literal["prompts", "source-domains", "all-domains", "index", "source-images"]
+"""What a run's class features are made of: `--templates`; "a {domain} of a {class}" over the source
+domains, or over all of them, the held-out one's name included; the class's number in the place of
+its name; or the mean of the teacher's features of its source images."""
 
 
 class Objective(nn.Module, abc.ABC):
@@ -44,8 +48,8 @@ class Objective(nn.Module, abc.ABC):
 class ClassFeatures(nn.Module, abc.ABC):
     """Provider of the class features [C, D]: a frozen tensor, or learnt prompts with gradient.
 
-    The one place where a gradient may cross teacher weights is a subclass that holds the frozen
-    text tower; its parameters are the context vectors alone.
+    The one place where a gradient may cross teacher weights is a subclass: one holds the frozen
+    text tower, and its parameters are the context vectors alone; another trains a copy of it.
     """
 
     @abc.abstractmethod
@@ -79,6 +83,9 @@ class Phase:
     """`clean`: the teacher saw the clean image, the student any augmentation; `same`: recorded
     views only, the student sees exactly what the teacher saw; `online`: the teacher is asked."""
     start: Literal["previous", "initial"] = "previous"
+    interpolation: float = 1.0
+    """a: what is validated and saved is (1 - a) of the weights that the phase began with and a of
+    those it reached."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +101,8 @@ class Sizes:
     """The teacher's joint dimension, for plain classifiers too; None without a teacher."""
     layer_widths: tuple[int, ...] = ()
     """Channels of the feature maps that the student gives on request."""
+    logit_scale: float = 100.0
+    """What the teacher multiplies cosines by; 1 for plain classifiers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,6 +125,13 @@ class Method:
     """Words that stand for the source domains in further prompts, "a {word} of a {class}", whose
     features come in the stream `domain_texts` [C, S, D]; empty: the domains' names; None: no such
     stream."""
+    class_embedding: Callable[[Any], ClassEmbedding] = lambda options: "prompts"
+    """What the class features are made of, in training and afterwards."""
+    trains_texts: bool = False
+    """Whether a copy of the teacher's text tower is trained beside the student."""
+    white_box: bool = False
+    """Whether the student must be the teacher's own image encoder, `--student teacher`, or begin as
+    one that was trained before."""
     paired_prompts: bool = False
     """Whether each class has two learnt prompts, "it is there" and "it is not there"."""
     head: Literal["embedding", "classes"] = "embedding"

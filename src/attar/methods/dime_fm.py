@@ -123,4 +123,7 @@ METHOD = Method(
     options=DimeFMOptions,
     phases=_phases,
     training={"lr": 8e-4, "warmup": 0.04},
+    # The official student's projection is one matrix, and its evaluation keeps the whole shorter
+    # side, as OpenCLIP's does.
+    student={"projection_bias": False, "crop_pct": 1.0},
 )

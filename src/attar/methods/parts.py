@@ -59,3 +59,19 @@ def zero_shot_logits(
         raise AttarError(f"{method} needs class features")
     images = F.normalize(teacher_features(batch, method).detach(), dim=-1)
     return scale * images @ F.normalize(class_features.detach(), dim=-1).T
+
+
+def class_mixture(image_features: Tensor, class_features: Tensor, scale: float) -> Tensor:
+    """Return the text that the teacher itself would give each image: unit rows, no gradient.
+
+    m = normalise(Σ_c p_c t_c) with p = softmax(s cos(v, t)), so that a sure teacher names one class
+    and an unsure one stays between several.
+
+    Args:
+        image_features: [B, D] the teacher's image features v.
+        class_features: [C, D] the class features t.
+        scale: s, what the teacher multiplies cosines by.
+    """
+    images = F.normalize(image_features.detach(), dim=-1)
+    classes = F.normalize(class_features.detach(), dim=-1)
+    return F.normalize((scale * images @ classes.T).softmax(dim=-1) @ classes, dim=-1)

@@ -10,6 +10,8 @@ from attar.methods import (
     dualcoop,
     erm,
     feature_mse,
+    fine_tune,
+    flyp,
     kd,
     li2023,
     linear_probe,
@@ -20,6 +22,8 @@ from attar.methods import (
     simkd,
     text2concept,
     vl2v_adip,
+    vl2v_sd,
+    wise_ft,
 )
 from attar.methods.base import Method
 
@@ -28,6 +32,8 @@ METHODS: Mapping[str, Method] = {
     "dime-fm": dime_fm.METHOD,
     "erm": erm.METHOD,
     "feature-mse": feature_mse.METHOD,
+    "fine-tune": fine_tune.METHOD,
+    "flyp": flyp.METHOD,
     "kd": kd.METHOD,
     "li2023": li2023.METHOD,
     "li2023-multilabel": dualcoop.METHOD,
@@ -39,6 +45,8 @@ METHODS: Mapping[str, Method] = {
     "simkd": simkd.METHOD,
     "text2concept": text2concept.METHOD,
     "vl2v-adip": vl2v_adip.METHOD,
+    "vl2v-sd": vl2v_sd.METHOD,
+    "wise-ft": wise_ft.METHOD,
 }
 
 

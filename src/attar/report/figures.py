@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
-from attar.report.tables import ROLES, ResultTable, Series, domain_headings
+from attar.report.tables import HEADLINES, ROLES, ResultTable, Series, domain_headings
 
 INK, MUTED, LINE, SURFACE, ACCENT = "#101112", "#606162", "#d8d9da", "#fdfdfc", "#0b5c8e"
 _VARIABLES = {INK: "ink", MUTED: "muted", LINE: "line", SURFACE: "surface", ACCENT: "accent"}
@@ -78,16 +78,30 @@ def domain_plot(table: ResultTable, styles: Mapping[Series, Style], alt: str) ->
     _dots(axes, lines, styles)
     low, high = axes.get_xlim()
     axes.set_xlim(max(low - 2, -2), min(high + 2, 102))
-    axes.set_xlabel("accuracy, %" if table.headline == "acc1" else "agreement with teacher, %")
+    axes.set_xlabel(f"{HEADLINES[table.headline]}, %")
     return to_svg(figure, alt, f"domains {table.dataset} {table.split} {table.task}")
 
 
-def dot_plot(lines: Sequence[DotLine], styles: Mapping[Series, Style], alt: str, key: str) -> str:
-    """Draw one line a heading with a mark for each series' value, from zero on."""
-    figure, axes = _new(height=_dots_height(lines), width=SMALL)
+def dot_plot(
+    lines: Sequence[DotLine],
+    styles: Mapping[Series, Style],
+    alt: str,
+    key: str,
+    *,
+    percent: bool = False,
+) -> str:
+    """Draw one line a heading with a mark for each series' value, from zero on.
+
+    With `percent` the axis is an accuracy and covers what is there instead.
+    """
+    figure, axes = _new(height=_dots_height(lines), width=WIDTH if percent else SMALL)
     _dots(axes, lines, styles)
-    _, high = axes.get_xlim()
-    axes.set_xlim(-0.05 * high, high)
+    low, high = axes.get_xlim()
+    if percent:
+        axes.set_xlim(max(low - 2, -2), min(high + 2, 102))
+        axes.set_xlabel("accuracy, %")
+    else:
+        axes.set_xlim(-0.05 * high, high)
     return to_svg(figure, alt, key)
 
 
@@ -124,6 +138,42 @@ def _dots(axes: Axes, lines: Sequence[DotLine], styles: Mapping[Series, Style]) 
     axes.margins(x=0.06)
     axes.tick_params(axis="y", length=0, labelcolor=INK)
     axes.spines["left"].set_visible(False)
+
+
+IntervalLine = tuple[str, Sequence[tuple[Series, float, float, float]]]
+"""A line of an interval plot: its heading, and each series' value with its bounds."""
+
+
+def interval_plot(
+    lines: Sequence[IntervalLine],
+    styles: Mapping[Series, Style],
+    words: tuple[str, str, str],
+    band: tuple[float, float] | None = None,
+) -> str:
+    """Draw one line a heading with a mark and a bar from bound to bound for each series.
+
+    `words` are the axis's title, the text for those who cannot see it, and a key of its own on the
+    page. A `band` is shaded, and zero marked: what lies there makes no difference.
+    """
+    title, alt, key = words
+    most = max(len(marks) for _, marks in lines)
+    figure, axes = _new(height=62 + max(26, 10 + 11 * most) * len(lines))
+    axes.grid(axis="x", color=LINE, linewidth=0.8)
+    if band is not None:
+        axes.axvspan(*band, color=MUTED, alpha=0.12, linewidth=0)
+        axes.axvline(0, color=INK, linewidth=1)
+    for position, (_, marks) in enumerate(lines):
+        offsets = np.linspace(-0.25, 0.25, most) if most > 1 else [0.0]
+        for offset, (one, value, low, high) in zip(offsets, marks, strict=False):
+            style, height = styles[one], position + float(offset)
+            axes.plot([low, high], [height] * 2, color=style.color, linewidth=1.6)
+            axes.plot(value, height, style.marker, color=style.color, markersize=7)
+    _labels(axes, "y", [_short(name, 22) for name, _ in lines])
+    axes.set_ylim(len(lines) - 0.5, -0.5)
+    axes.tick_params(axis="y", length=0, labelcolor=INK)
+    axes.spines["left"].set_visible(False)
+    axes.set_xlabel(title)
+    return to_svg(figure, alt, key)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -228,10 +278,10 @@ class Calibration:
 
 def reliability_plot(calibration: Calibration, style: Style, alt: str, key: str) -> str:
     """Draw accuracy over confidence: bars that meet the diagonal are honest; below, a histogram."""
-    figure = _figure(SMALL, 310)
+    figure = new_figure(SMALL, 310)
     axes, below = figure.subplots(2, 1, sharex=True, height_ratios=[4, 1])
     for one in (axes, below):
-        _clean(one)
+        quiet(one)
     width = 1 / len(calibration.counts)
     middles = (calibration.edges[:-1] + calibration.edges[1:]) / 2
     some = calibration.counts > 0
@@ -311,7 +361,8 @@ def _all_variables() -> dict[str, str]:
     return {**_VARIABLES, **{style.color: style.variable for style in members}}
 
 
-def _figure(width: float, height: float) -> Figure:
+def new_figure(width: float, height: float) -> Figure:
+    """Return an empty figure of so many CSS pixels."""
     settings: Any = {"font.size": 11, "font.family": "DejaVu Sans"}
     with mpl.rc_context(settings):
         # 72 points an inch: one point is one CSS pixel.
@@ -319,13 +370,13 @@ def _figure(width: float, height: float) -> Figure:
 
 
 def _new(height: float, width: float = WIDTH) -> tuple[Figure, Axes]:
-    figure = _figure(width, height)
+    figure = new_figure(width, height)
     axes = figure.subplots()
-    _clean(axes)
+    quiet(axes)
     return figure, axes
 
 
-def _clean(axes: Axes) -> None:
+def quiet(axes: Axes) -> None:
     """Quiet frame: no box, muted ticks, grid below the data."""
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)

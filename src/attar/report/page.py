@@ -13,6 +13,7 @@ from attar.files import check_writable, write_text
 from attar.report import figures, views
 from attar.report.coherence import coherence_rows, coherence_view
 from attar.report.config import ReportConfig
+from attar.report.costs import cost_tables, cost_views
 from attar.report.read import RunFiles, read_runs
 from attar.report.several_labels import label_rows, label_view
 from attar.report.tables import result_tables, series_labels, with_shared_baseline
@@ -71,6 +72,7 @@ def render(runs: Sequence[RunFiles], config: ReportConfig) -> str:
         verdict=said,
         tiles=views.tiles(tables, runs, styles),
         tables=views.table_views(tables, styles, labels, len(runs)),
+        costs=cost_views(cost_tables(named, tables), styles, labels),
         coherence=coherence_view(coherence, styles, labels),
         several_labels=label_view(several_labels, styles, labels),
         runs=[views.run_view(run, styles, config) for run in runs],

@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
+from attar.errors import AttarError
+from attar.members import read_bytes
 from attar.report.analysis import choose_samples
 from attar.report.config import ReportConfig
 from attar.report.read import Predictions
@@ -79,17 +81,17 @@ def sample_groups(
 def _embed(path: str | None, config: ReportConfig) -> str | None:
     if not (path and config.thumbnails):
         return None
-    data = thumbnail(Path(path), config.thumbnail_size)
+    data = thumbnail(path, config.thumbnail_size)
     return None if data is None else "data:image/jpeg;base64," + base64.b64encode(data).decode()
 
 
-def thumbnail(path: Path, size: int) -> bytes | None:
+def thumbnail(path: str | Path, size: int) -> bytes | None:
     """Return a small JPEG (longer side at most `size` pixels), None if the file cannot be read.
 
     It is shown as a person sees it: turned as EXIF says, transparency on white.
     """
     try:
-        with warnings.catch_warnings(), Image.open(path) as opened:
+        with warnings.catch_warnings(), Image.open(io.BytesIO(read_bytes(path))) as opened:
             warnings.simplefilter("ignore")  # odd metadata; decoding itself still raises
             image: Image.Image = _eight_bit(ImageOps.exif_transpose(opened))
             image.thumbnail((size, size))
@@ -100,7 +102,7 @@ def thumbnail(path: Path, size: int) -> bytes | None:
             buffer = io.BytesIO()
             image.save(buffer, "JPEG", quality=78, optimize=True)
             return buffer.getvalue()
-    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError):
+    except (OSError, ValueError, SyntaxError, EOFError, AttarError, Image.DecompressionBombError):
         return None
 
 

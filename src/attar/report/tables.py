@@ -28,13 +28,24 @@ COHERENCE = "coherence"
 """A task without accuracies: `attar.report.coherence` shows it."""
 MULTI_LABEL = "multi_label"
 """A task of several labels an image: `attar.report.several_labels` shows it."""
+COST = "cost"
+"""Parameters, size and latency: `attar.report.costs` shows them."""
 METRICS = {
+    "acc1_std": "± over seeds",
     "mean_per_class_recall": "mean per class",
     "ece": "calibration error",
     "agreement": "agreement with teacher",
     "mean_cosine": "cosine to teacher",
+    "effective_robustness": "effective robustness",
+    "kept": "share of clean accuracy",
 }
 """The metrics shown beside the per-domain accuracy, each with its heading."""
+HEADLINES = {
+    "score": "score by each data set's own metric",
+    "acc1": "accuracy",
+    "agreement": "agreement with the teacher",
+}
+"""The metric that a table shows per domain, in words: the first that it has."""
 
 
 @dataclass(frozen=True, order=True)
@@ -78,7 +89,7 @@ class ResultTable:
     domains: tuple[str, ...]
     """Domains to show, "all" last; only "all" when the data has no domains."""
     headline: str
-    """The metric shown per domain: "acc1", or "agreement" when there are no labels."""
+    """The metric shown per domain, of `HEADLINES`."""
     rows: tuple[Row, ...]
     averaged: bool = False
     """Whether "all" is the plain mean over the domains, made by `average_runs`."""
@@ -128,7 +139,7 @@ def result_tables(named: Iterable[tuple[str, Record]]) -> list[ResultTable]:
     """
     groups: dict[tuple[str, str, str], list[tuple[str, Record]]] = {}
     for run, record in named:
-        if record.task in (COHERENCE, MULTI_LABEL):
+        if record.task in (COHERENCE, MULTI_LABEL, COST):
             continue
         task = "" if record.task in _SIDE_BY_SIDE else record.task
         groups.setdefault((record.dataset, record.split, task), []).append((run, record))
@@ -160,13 +171,13 @@ def _table(
     single = len(domains) == 1 and all(
         row.counts.get(domains[0]) == row.counts.get(ALL) for row in rows
     )
-    labelled = any(_finite(row.value("acc1", d)) for row in rows for d in (*domains, ALL))
+    cells = [row.values.get(d, {}) for row in rows for d in (*domains, ALL)]
     return ResultTable(
         dataset=dataset,
         split=split,
         task=task,
         domains=tuple(domains) if single else (*domains, ALL),
-        headline="acc1" if labelled else "agreement",
+        headline=next((m for m in HEADLINES if any(m in cell for cell in cells)), "agreement"),
         rows=tuple(_merge_equal(rows)),
     )
 
@@ -252,6 +263,11 @@ def _mean_metrics(cells: Sequence[Mapping[str, float]]) -> dict[str, float]:
         return {}
     shared = [metric for metric in filled[0] if all(metric in cell for cell in filled)]
     return {metric: sum(c[metric] for c in filled) / len(filled) for metric in shared}
+
+
+def task_words(task: str) -> str:
+    """ "linear_probe_5_shot" -> "linear probe 5 shot"."""
+    return task.replace("_", " ")
 
 
 def percent(value: float) -> str:

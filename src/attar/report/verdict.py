@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from attar.report.tables import (
     ALL,
+    HEADLINES,
     ROLES,
     SPLITS,
     ResultTable,
@@ -148,7 +149,7 @@ def _over_runs(table: ResultTable) -> str:
         for row in merged.rows
         if row.series.role == "student"
     ]
-    what = "accuracy" if metric == "acc1" else "agreement with the teacher"
+    what = HEADLINES[metric]
     sentences = []
     previous: list[str] = []
     for student, mine in sorted(

@@ -12,6 +12,7 @@ from attar.report.read import Predictions, RunFiles
 from attar.report.samples import SampleGroup, sample_groups
 from attar.report.tables import (
     ALL,
+    HEADLINES,
     ROLES,
     SPLITS,
     ResultTable,
@@ -21,6 +22,7 @@ from attar.report.tables import (
     headings,
     number_cells,
     percent,
+    task_words,
 )
 
 _SET_ASIDE_SHOWN = 10
@@ -136,7 +138,7 @@ def table_views(
         repeated = num_runs > 1 and len({row.series for row in table.rows}) < len(table.rows)
         suffix = f" of {table.dataset}" if several_datasets else ""
         heading = SPLITS.get(table.split, table.split).capitalize() + suffix
-        heading += f": {table.task}" if table.task else ""
+        heading += f": {task_words(table.task)}" if table.task else ""
         if repeated:
             views.append(
                 _table_view(average_runs(table), styles, labels, f"{heading}, averaged by method")
@@ -164,7 +166,7 @@ def _table_view(
     named_runs: bool = False,
     plotted: bool = True,
 ) -> TableView:
-    what = "accuracy" if table.headline == "acc1" else "agreement with the teacher"
+    what = HEADLINES[table.headline]
     readings = [
         f"{labels[row.series]} "
         + ", ".join(

@@ -31,13 +31,7 @@ def export(run_dir: Path, out: Path, config: ExportConfig, classes: Path | None 
         UsageError: the run is not finished, or the classes do not fit the student.
         AttarError: the exported model does not compute what the student computes.
     """
-    run = RunFolder(run_dir)
-    run.options()  # refuses what is no run
-    if not run.done.is_file():
-        raise UsageError(
-            f"{run_dir} holds a run that is not finished; give its command again, it goes on "
-            f"where it stopped ({run_dir / 'command.txt'})"
-        )
+    run = finished_run(run_dir)
     method = find_method(str(run.option("method")))
     if method.gives_several_labels:
         raise UsageError(f"{run_dir}: {no_bundle(method)}")
@@ -61,6 +55,22 @@ def export(run_dir: Path, out: Path, config: ExportConfig, classes: Path | None 
         extras=facts_of(run, student.spec, names),
         vocabulary=_vocabulary(run, config.vocabulary),
     )
+
+
+def finished_run(path: Path) -> RunFolder:
+    """Return the run at `path`, whose student is what it will stay.
+
+    Raises:
+        UsageError: it is no run, or not finished.
+    """
+    run = RunFolder(path)
+    run.options()  # refuses what is no run
+    if not run.done.is_file():
+        raise UsageError(
+            f"{path} holds a run that is not finished; give its command again, it goes on "
+            f"where it stopped ({path / 'command.txt'})"
+        )
+    return run
 
 
 def facts_of(run: RunFolder, spec: StudentSpec, class_names: Sequence[str]) -> BundleFacts:

@@ -1,9 +1,10 @@
-"""The class features that a run trains with: fixed ones, or prompts learnt on the way.
+"""The class features that a run trains with: fixed ones, or texts learnt on the way.
 
-Learnt prompts leave two files in the run: objective.safetensors holds the context vectors, and
-class_features.safetensors the features of all of the run's classes under them: `features` [C, D],
-or `positive` and `negative` where each class has two. Evaluation and export read the second and
-need no teacher.
+What is learnt leaves two files in the run: objective.safetensors holds the context vectors or the
+text tower, and class_features.safetensors the features of all of the run's classes under them:
+`features` [C, D], or `positive` and `negative` where each class has two. Class features that are
+fixed, but made of something other than the prompts, leave the second. Evaluation and export read
+it and need no teacher.
 """
 
 from collections.abc import Sequence
@@ -19,9 +20,12 @@ from attar.errors import UsageError
 from attar.files import atomic_path, read_json
 from attar.methods.base import ClassFeatures, FrozenClassFeatures, Phase
 from attar.methods.dualcoop import PositiveNegativePrompts
+from attar.methods.flyp import TrainedTexts
 from attar.methods.prompt_learning import LearntPrompts
+from attar.methods.registry import find_method
 from attar.prompts import class_texts, get_templates
 from attar.run import RunFolder
+from attar.stages import class_embeddings
 from attar.stages.embedding import Knowledge, features_for_classes
 from attar.stages.job import Job
 from attar.teachers.base import Teacher
@@ -37,6 +41,11 @@ def context_length(job: Job) -> int:
     """Return how many prompt vectors the method learns; 0: its prompts are fixed."""
     method, options = job.recipe
     return method.context(options)
+
+
+def learns(job: Job) -> bool:
+    """Say whether the class features are learnt with the student."""
+    return bool(context_length(job)) or job.recipe[0].trains_texts
 
 
 def check(job: Job) -> None:
@@ -64,6 +73,15 @@ def provider(job: Job, knowledge: Knowledge | None) -> ClassFeatures | None:
         prompts = _draw(job, job.teacher, texts)
         _take_learnt(prompts, "class_features", job.config.start_from)
         return prompts
+    if job.recipe[0].trains_texts:
+        assert job.teacher is not None  # its student is a copy of one of the towers
+        assert job.teacher.towers is not None
+        tuned = TrainedTexts.copy_of(job.teacher.towers, [job.prompts_of(name) for name in names])
+        _take_learnt(tuned, "class_features", job.config.start_from)
+        return tuned
+    if knowledge is not None and class_embeddings.choice(job) != "prompts":
+        known, embeddings = class_embeddings.features(job, knowledge)
+        return FrozenClassFeatures(embeddings[[known.index(name) for name in names]])
     features = None if knowledge is None else knowledge.of_classes(names)
     return None if features is None else FrozenClassFeatures(features)
 
@@ -96,22 +114,34 @@ def _take_learnt(module: nn.Module, prefix: str, run: Path | None) -> None:
                 parameter.copy_(learnt)
 
 
-def save_learnt(trained: ClassFeatures, job: Job, run: RunFolder) -> None:
-    """Write the features of all of the run's classes under the prompts that were learnt."""
-    if not context_length(job):
-        return
-    # A run that was killed after its training comes here with prompts that were drawn anew.
-    _take_learnt(trained, "class_features", run.path)
-    assert isinstance(trained, LearntPrompts | PositiveNegativePrompts)
+def save_learnt(
+    trained: ClassFeatures, job: Job, run: RunFolder, knowledge: Knowledge | None
+) -> None:
+    """Write the features of the run's classes where they are not those of its prompts."""
     names = job.images.class_names
-    with torch.no_grad():
-        features = trained.for_classes([job.plain_text_of(name) for name in names])().cpu()
+    if learns(job):
+        # A run that was killed after its training comes here with texts that were drawn anew.
+        _take_learnt(trained, "class_features", run.path)
+        with torch.no_grad():
+            features = _for_classes(trained, job, names)().cpu()
+    elif knowledge is not None and class_embeddings.choice(job) != "prompts":
+        names, features = class_embeddings.features(job, knowledge)
+    else:
+        return
     parts = {"features": features}
     if job.recipe[0].paired_prompts:
         parts = dict(zip(_PAIR, features.chunk(2), strict=True))
     tensors = {name: part.clone() for name, part in parts.items()}
     with atomic_path(run.path / _FILE) as temporary:
         save_file(tensors, temporary, {"names": "\n".join(names)})
+
+
+def _for_classes(trained: ClassFeatures, job: Job, names: Sequence[str]) -> ClassFeatures:
+    """Return what was learnt, put to other classes of the run."""
+    if isinstance(trained, TrainedTexts):
+        return trained.for_classes([job.prompts_of(name) for name in names])
+    assert isinstance(trained, LearntPrompts | PositiveNegativePrompts)
+    return trained.for_classes([job.plain_text_of(name) for name in names])
 
 
 def learnt_features(run: Path, names: Sequence[str]) -> Tensor | None:
@@ -165,17 +195,27 @@ def features_to_export(
         features = learnt_features(run.path, names)
         assert features is not None
         return names, features
+    path = run.path / "objective.safetensors"
+    learnt = load_file(path) if path.is_file() else {}
+    if not any(name.startswith("class_features.") for name in learnt):
+        return features_for_classes(run, classes, teacher_spec)
     spec = teacher_spec or run.option("teacher")
     if spec is None:
-        raise UsageError(f"{run.path} learnt its prompts: other classes need --teacher")
-    texts = [of[0] for of in class_texts(classes, get_templates("plain"))]
-    return classes.names, _under_learnt(run, load_teacher(spec), texts)
+        raise UsageError(f"{run.path} learnt its texts: other classes need --teacher")
+    return classes.names, _under_learnt(run, load_teacher(spec), classes)
 
 
-def _under_learnt(run: RunFolder, teacher: Teacher, texts: Sequence[str]) -> Tensor:
-    """Return the features [C, D] of other classes under the prompts that a run has learnt."""
-    context = load_file(run.path / "objective.safetensors")["class_features.context"]
-    prompts = LearntPrompts(prompt_encoder(teacher), texts, length=len(context))
+def _under_learnt(run: RunFolder, teacher: Teacher, classes: ClassList) -> Tensor:
+    """Return the features [C, D] of other classes under what a run has learnt of texts."""
+    prompts: ClassFeatures
+    if find_method(str(run.option("method"))).trains_texts:
+        assert teacher.towers is not None
+        texts = class_texts(classes, get_templates(run.option("templates") or "photo"))
+        prompts = TrainedTexts.copy_of(teacher.towers, texts)
+    else:
+        context = load_file(run.path / "objective.safetensors")["class_features.context"]
+        plain = [of[0] for of in class_texts(classes, get_templates("plain"))]
+        prompts = LearntPrompts(prompt_encoder(teacher), plain, length=len(context))
+    _take_learnt(prompts, "class_features", run.path)
     with torch.no_grad():
-        prompts.context.copy_(context)
         return prompts().cpu()

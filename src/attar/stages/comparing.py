@@ -19,23 +19,22 @@ from attar.data.classes import (
 from attar.data.table import ImageTable
 from attar.errors import UsageError
 from attar.evaluation.config import EvaluationConfig
-from attar.evaluation.evidence import NotMeasurable, is_same_teacher
 from attar.evaluation.models import (
     BASELINE,
     EvaluatedModel,
-    from_store,
     from_teacher,
-    open_model,
 )
 from attar.evaluation.tasks import GENERALISED_TASK, find_task
 from attar.files import read_json
 from attar.methods.registry import METHODS
 from attar.prompts import mean_class_features
 from attar.run import DataConfig, RunFolder
-from attar.runtime.bundle import MANIFEST, Bundle
+from attar.runtime.bundle import Bundle
 from attar.runtime.labels import find_features
+from attar.stages.costing import teacher_of, with_cost
 from attar.stages.embedding import (
     Knowledge,
+    asking_of,
     check_store,
     consult,
     holds_everything,
@@ -43,7 +42,15 @@ from attar.stages.embedding import (
     prompts_of,
 )
 from attar.stages.images import read_image_table
-from attar.stages.measuring import EvaluationRequest, open_references, open_run, with_own_classes
+from attar.stages.measuring import EvaluationRequest, open_references, with_own_classes
+from attar.stages.opening import (
+    baseline_of,
+    is_bundle,
+    is_ours,
+    open_ours,
+    place_of_results,
+    refuse_other_teacher,
+)
 from attar.store.config import EmbedConfig
 from attar.store.store import Store
 from attar.teachers.registry import describe_teacher_spec, load_teacher
@@ -76,9 +83,9 @@ def gather(asked: Comparison) -> EvaluationRequest:
         UsageError: a run, bundle, class list or model that cannot be used as asked, or no image
             that the run has not seen.
     """
-    student = _open(asked.run, "student")
+    student = open_ours(asked.run, "student")
     _check_names(asked)
-    out = asked.out or _place(asked.run) / "evaluations" / _dataset(asked)
+    out = asked.out or place_of_results(asked.run) / "evaluations" / _dataset(asked)
     known = _known_classes(asked.run)
     classes = read_class_list(asked.data.classes) if asked.data.classes else None
     images = read_image_table(asked.data, classes, out, superset=True)
@@ -101,8 +108,9 @@ def gather(asked: Comparison) -> EvaluationRequest:
     if knowledge is not None:
         identity = knowledge.teacher.identity
         features = knowledge.class_features if carried is None else carried
+    config = with_cost(asked.config, asked.others)
     models = (
-        *([] if knowledge is None else [from_store(knowledge.store)]),
+        *([] if knowledge is None else [teacher_of(knowledge.store, config)]),
         student,
         *_beside(asked, student),
         *(_other(name, images, prompts) for name in asked.others),
@@ -115,7 +123,7 @@ def gather(asked: Comparison) -> EvaluationRequest:
         teacher_identity=identity,
         out=out,
         dataset=_dataset(asked),
-        config=asked.config,
+        config=config,
     )
 
 
@@ -146,11 +154,6 @@ def _dataset(asked: Comparison) -> str:
     return "+".join(path.name for path in asked.data.data)
 
 
-def _place(path: Path) -> Path:
-    """Return the folder that keeps results: the run's own, but nothing is added to a bundle."""
-    return path.resolve().parent if _is_bundle(path) else path
-
-
 @dataclass(frozen=True, kw_only=True)
 class _Known:
     """The classes that a student was made with."""
@@ -175,7 +178,7 @@ class _Known:
 
 
 def _known_classes(path: Path) -> _Known:
-    if _is_bundle(path):
+    if is_bundle(path):
         bundle = Bundle.open(path)
         return _Known(names=bundle.labels.texts, bundle=bundle)
     file = RunFolder(path).classes
@@ -196,7 +199,7 @@ def _under(names: tuple[str, ...], images: ImageTable) -> ImageTable:
 
 def _leave_out(images: ImageTable, path: Path) -> ImageTable:
     """Return the images that the run, or the run that a bundle lies in, did not learn from."""
-    run = RunFolder(_place(path))
+    run = RunFolder(place_of_results(path))
     if not (run.config.is_file() and run.images.is_file()):
         return images
     seen = set(_of_splits(run.images, "train", "val", "few_shot").keys)
@@ -217,7 +220,7 @@ def _leave_out(images: ImageTable, path: Path) -> ImageTable:
 
 def _only_training(images: ImageTable, path: Path) -> ImageTable:
     """Return the images that the run learnt from: coherence is compared on them too."""
-    run = RunFolder(_place(path))
+    run = RunFolder(place_of_results(path))
     if not run.images.is_file():
         raise UsageError(f"{path} does not say what it was trained on: --split train needs a run")
     trained = set(_of_splits(run.images, "train", "few_shot").keys)
@@ -264,15 +267,10 @@ def _carried(known: _Known, images: ImageTable, *, own: bool, alone: bool) -> Te
 
 def _beside(asked: Comparison, student: EvaluatedModel) -> list[EvaluatedModel]:
     """Open what the student has to beat: the baseline, and the references that its run made."""
-    run, baseline = RunFolder(asked.run), asked.baseline
+    run, baseline = RunFolder(asked.run), baseline_of(asked.run, asked.baseline)
+    models = [] if baseline is None else [open_ours(baseline, BASELINE)]
     if not run.config.is_file():
-        return [] if baseline is None else [_open(baseline, BASELINE)]
-    if baseline is None and run.option("baseline") is not None:
-        baseline = Path(run.option("baseline"))
-        if not baseline.is_dir():
-            log.warning("%s, the run's baseline, is no longer there and is not shown", baseline)
-            baseline = None
-    models = [] if baseline is None else [_open(baseline, BASELINE)]
+        return models
     store = Path(run.option("store") or run.store)
     whole = (store / "store.json").is_file() and run.images.is_file()
     if student.head == "classes" or not whole or not (run.path / "references").is_dir():
@@ -295,7 +293,7 @@ def _check_names(asked: Comparison) -> None:
     if asked.teacher is not None:
         describe_teacher_spec(asked.teacher)
     for name in asked.others:
-        if not _is_ours(Path(name)):
+        if not is_ours(Path(name)):
             describe_teacher_spec(name)
 
 
@@ -318,42 +316,23 @@ def _ask(
     if not is_run and asked.teacher is None:
         return None
     own = run.option("teacher") if is_run else None
-    spec, store = asked.teacher or own, out / "store"
+    spec, store, config = asked.teacher or own, out / "store", EmbedConfig()
     if is_run and spec == own:
-        store = Path(run.option("store") or run.store)
+        store, config = Path(run.option("store") or run.store), asking_of(run)
         spec = None if holds_everything(store, images, prompts) else spec
-    teacher, info = introduce(spec, store, needed=False)
+    teacher, info = introduce(spec, store, needed=False, config=config)
     if info is None:
         return None
-    if not is_same_teacher(student.teacher_identity, info.identity):
-        raise NotMeasurable(
-            f"{asked.run} was distilled from another teacher ({student.teacher_identity[:12]}) "
-            f"than {info.name} ({info.identity[:12]}), whose features mean nothing to it; give "
-            "--teacher the one it was distilled from"
-        )
-    check_store(teacher, images, prompts, store, EmbedConfig())
-    return consult(teacher, images, prompts, store, EmbedConfig())
-
-
-def _is_bundle(path: Path) -> bool:
-    return (path / MANIFEST).is_file()
-
-
-def _is_ours(path: Path) -> bool:
-    return _is_bundle(path) or (path / "config.yaml").is_file()
-
-
-def _open(path: Path, role: str) -> EvaluatedModel:
-    if _is_bundle(path):
-        return open_model(path, role=role)
-    return open_run(path, role)
+    refuse_other_teacher(asked.run, student, info)
+    check_store(teacher, images, prompts, store, config)
+    return consult(teacher, images, prompts, store, config)
 
 
 def _other(name: str, images: ImageTable, prompts: list[list[str]]) -> EvaluatedModel:
     """Open a further model: a folder of ours, or a teacher with its own text side."""
     path = Path(name)
-    if _is_ours(path):
-        return _open(path, path.name)
+    if is_ours(path):
+        return open_ours(path, path.name)
     teacher = load_teacher(name)
     flat = [text for of_class in prompts for text in of_class]
     own = None

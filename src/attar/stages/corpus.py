@@ -11,17 +11,18 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from attar.data.sentences import Entry
 from attar.errors import UsageError
 from attar.stages.embedding import Knowledge
 from attar.stages.job import Job
-from attar.stages.sentences import check_texts, entries_of, open_store, texts_of
+from attar.stages.sentences import check_texts, entries_of, texts_of
 from attar.store.embed import embed_texts
 from attar.store.layout import check_teacher
 from attar.store.missing import count_missing_texts, in_parts
-from attar.store.store import Store
+from attar.store.store import Store, open_store
 from attar.teachers.base import TeacherInfo
 from attar.training.streams import TextStream, beginnings
 
@@ -78,11 +79,14 @@ def streams(job: Job, knowledge: Knowledge | None) -> Streams:
     if whole is not None:
         store = Store.open(whole)
     else:
-        found, lengths = [], []
-        for part in in_parts(_entries(job), _PART):
-            lengths.append(np.array([len(entry) for entry in part]))
-            found.append(store.text_rows([text for entry in part for text in entry]))
-        rows = np.concatenate(found)
+        lengths: list[NDArray[np.int64]] = []
+
+        def texts() -> Iterator[list[str]]:
+            for part in in_parts(_entries(job), _PART):
+                lengths.append(np.array([len(entry) for entry in part]))
+                yield [text for entry in part for text in entry]
+
+        rows = store.text_rows_of(texts())
         starts = beginnings(np.concatenate(lengths)) if len(rows) > sum(map(len, lengths)) else None
     stream = TextStream(
         store,

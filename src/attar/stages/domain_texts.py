@@ -9,12 +9,15 @@ import torch
 import torch.nn.functional as F
 
 from attar.errors import UsageError
+from attar.prompts import domain_prompts
+from attar.stages.class_embeddings import domains_of
 from attar.stages.corpus import Streams
 from attar.stages.embedding import Knowledge
 from attar.stages.job import Job
-from attar.stages.sentences import check_texts, open_store
+from attar.stages.sentences import check_texts
 from attar.store.embed import embed_texts
 from attar.store.missing import count_missing_texts
+from attar.store.store import open_store
 
 _STREAM = "domain_texts"
 
@@ -33,20 +36,13 @@ def texts(job: Job) -> list[list[str]]:
     if words is None:
         return []
     table = job.source.train
-    domains = sorted({index for index in table.domains if index >= 0})
-    words = words or tuple(table.domain_names[index] for index in domains)
+    words = words or domains_of(table)
     if not words:
         raise UsageError(
             f"method {method.name} compares with texts of domains, and no training image has one: "
             "give words for them, as in --method.anchors '[dark photo, good photo]'"
         )
-    return [
-        [f"a {_plain(word)} of a {_plain(name)}" for word in words] for name in table.class_names
-    ]
-
-
-def _plain(name: str) -> str:
-    return name.replace("_", " ").strip()
+    return domain_prompts(table.class_names, words)
 
 
 def _flat(job: Job) -> list[str]:

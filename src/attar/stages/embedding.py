@@ -13,6 +13,7 @@ from torch import Tensor
 from attar.data.classes import ClassList, read_class_list
 from attar.data.table import ImageTable
 from attar.data.views import find_recipe
+from attar.device import Processes
 from attar.errors import UsageError
 from attar.files import check_writable, read_json
 from attar.prompts import class_texts, get_templates, mean_class_features
@@ -27,7 +28,8 @@ from attar.store.paying import paid_by
 from attar.store.store import Store
 from attar.store.writer import refuse_foreign_folder
 from attar.teachers.base import Teacher, TeacherInfo
-from attar.teachers.registry import describe_teacher_spec, load_teacher
+from attar.teachers.normalisation import with_imagenet_normalisation
+from attar.teachers.registry import describe_teacher_spec, load_teacher, parse_teacher_spec
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +67,7 @@ def introduce(
         UsageError: `needed`, and neither a teacher nor a store is there.
     """
     if teacher_spec is not None:
-        teacher = load_teacher(teacher_spec)
+        teacher = load(teacher_spec, config)
         with paid_by(store_path, teacher, config):
             info = teacher.info
         if info.licence:
@@ -78,6 +80,18 @@ def introduce(
             f"no teacher given and {store_path} is no store; give --teacher or --store"
         )
     return None, None
+
+
+def load(teacher_spec: str, config: EmbedConfig) -> Teacher:
+    """Load a teacher that sees images as `config` says."""
+    teacher = load_teacher(teacher_spec)
+    return teacher if config.normalisation == "teacher" else with_imagenet_normalisation(teacher)
+
+
+def asking_of(run: RunFolder) -> EmbedConfig:
+    """Return how a run's teacher is shown images; the rest is as by default."""
+    chosen = run.options().get("embed", {}).get("normalisation", "teacher")
+    return EmbedConfig(normalisation=chosen)
 
 
 def check_store(
@@ -192,6 +206,8 @@ def embed(
 ) -> Path:
     """Embed every image, every class's prompts and every sentence that the store at `out` lacks.
 
+    Processes that `torchrun` starts share the images; the main one does the texts.
+
     Raises:
         UsageError: the request is wrong; the teacher has not been asked.
     """
@@ -201,17 +217,30 @@ def embed(
         raise UsageError("nothing to ask the teacher about: give --data, --classes or --texts")
     if sentences is not None and not sentences.is_file():
         raise UsageError(f"--texts {sentences} is no file; give a file of sentences")
-    images = read_image_table(data, classes, out) if data.data else _no_images(classes)
-    prompts = prompts_of(classes, images, data.templates)
-    teacher, _ = introduce(teacher_spec, out, needed=True, config=config)
-    check_store(teacher, images, prompts, out, config)
-    missing = 0
-    if sentences is not None:
-        missing = check_texts(texts_of(sentences, data.templates), teacher, out, config)
-    consult(teacher, images, prompts, out, config)
-    if sentences is not None and teacher is not None:
-        texts = texts_of(sentences, data.templates)
-        embed_texts(teacher, texts, out, config, missing=missing)
+    processes = Processes()
+    if processes.world > 1 and parse_teacher_spec(teacher_spec)[0] == "remote":
+        raise UsageError(
+            f"teacher {teacher_spec} is paid by the query, which one process counts: give the "
+            "command without torchrun (--parallel asks several requests at once)"
+        )
+    with processes.main_first():
+        images = read_image_table(data, classes, out) if data.data else _no_images(classes)
+        prompts = prompts_of(classes, images, data.templates)
+        teacher, _ = introduce(teacher_spec, out, needed=True, config=config)
+        assert teacher is not None  # `needed`
+        if processes.is_main:
+            check_store(teacher, images, prompts, out, config)
+            missing = 0
+            if sentences is not None:
+                missing = check_texts(texts_of(sentences, data.templates), teacher, out, config)
+    if data.data:
+        embed_images(teacher, images, out, config, processes)
+    if processes.is_main:
+        embed_texts(teacher, [text for of in prompts for text in of], out, config)
+        if sentences is not None:
+            texts = texts_of(sentences, data.templates)
+            embed_texts(teacher, texts, out, config, missing=missing)
+    processes.wait()
     return out
 
 
@@ -230,7 +259,7 @@ def estimate_cost(
     images = read_image_table(data, classes, notes) if data.data else _no_images(classes)
     flat = [text for of in prompts_of(classes, images, data.templates) for text in of]
     more = texts_of(sentences, data.templates) if sentences is not None else ()
-    return embed_cost(load_teacher(teacher_spec), images, store, config, chain(flat, more))
+    return embed_cost(load(teacher_spec, config), images, store, config, chain(flat, more))
 
 
 def _no_images(classes: ClassList | None) -> ImageTable:
@@ -263,7 +292,7 @@ def features_for_classes(
     path = Path(run.option("store") or run.store)
     spec = teacher_spec or run.option("teacher")
     if not Store.open(path).has_texts(flat).all():
-        teacher, _ = introduce(spec, path, needed=True)
+        teacher, _ = introduce(spec, path, needed=True, config=asking_of(run))
         if teacher is None:
             raise UsageError(f"store {path} lacks texts of these classes; give --teacher")
         embed_texts(teacher, flat, path, EmbedConfig())

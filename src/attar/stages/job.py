@@ -45,6 +45,10 @@ class Job:
         """Return the text that stands for a class where prompts are learnt."""
         return self.plain_texts[self.images.class_names.index(class_name)]
 
+    def prompts_of(self, class_name: str) -> Sequence[str]:
+        """Return a class's prompts."""
+        return self.texts[self.images.class_names.index(class_name)]
+
     @property
     def source(self) -> SourceSplits:
         """The images that training and selection may see."""

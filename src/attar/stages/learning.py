@@ -15,7 +15,14 @@ from attar.evaluation.models import features_from_store
 from attar.evaluation.validation import Validator, make_validator
 from attar.methods.base import ClassFeatures, Method, Phase, Sizes
 from attar.run import RunConfig, RunFolder
-from attar.stages import class_space, corpus, domain_texts, several_labels
+from attar.stages import (
+    class_space,
+    corpus,
+    domain_texts,
+    label_weight,
+    several_labels,
+    white_box,
+)
 from attar.stages.embedding import Knowledge
 from attar.stages.job import Job
 from attar.students.start import take_weights
@@ -27,14 +34,21 @@ from attar.training.seeds import derive_seed
 
 
 def build(
-    config: RunConfig, method: Method, teacher: TeacherInfo | None, class_names: Sequence[str]
+    config: RunConfig,
+    method: Method,
+    teacher: TeacherInfo | None,
+    class_names: Sequence[str],
+    loaded: Teacher | None = None,
 ) -> Student:
     """Build the student with its starting weights, reproducibly from the training seed.
 
-    `class_names` are those it is trained on: what a plain classifier can say.
+    `class_names` are those it is trained on: what a plain classifier can say. `loaded` is the
+    teacher itself, which `--student teacher` starts from.
     """
     torch.manual_seed(config.training.seed)
-    if method.head == "classes":
+    if white_box.is_teacher(config):
+        student = white_box.build(config, method, loaded, class_names)
+    elif method.head == "classes":
         student = build_student(
             config.student,
             len(class_names),
@@ -71,7 +85,9 @@ def learn(job: Job, knowledge: Knowledge | None, run: RunFolder) -> Path:
         training,
         job.student.spec.image_size,
         online=ask_online(job.teacher) if job.teacher is not None and uses_teacher else None,
-        streams=corpus.streams(job, knowledge) | domain_texts.streams(job, knowledge),
+        streams=corpus.streams(job, knowledge)
+        | domain_texts.streams(job, knowledge)
+        | label_weight.streams(job, knowledge),
         captions="captions" in job.needs,
     )
     provider, phases = class_space.provider(job, knowledge), plan_phases(job, feed)
@@ -82,7 +98,7 @@ def learn(job: Job, knowledge: Knowledge | None, run: RunFolder) -> Path:
         validate = make_validation(job.source, knowledge, provider, job.config)
     folder = train(job.student, phases, feed, provider, training, run.path, validate=validate)
     if provider is not None:
-        class_space.save_learnt(provider, job, run)
+        class_space.save_learnt(provider, job, run, knowledge)
     return folder
 
 
@@ -138,4 +154,5 @@ def sizes_of(student: Student, train_images: ImageTable, teacher_dim: int | None
         num_domains=len(train_images.domain_names),
         teacher_dim=teacher_dim,
         layer_widths=tuple(layer.shape[1] for layer in outputs.layers),
+        logit_scale=student.spec.logit_scale,
     )

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from attar.methods.base import ClassFeatures, FrozenClassFeatures
-from attar.stages import class_space, corpus, domain_texts
+from attar.stages import class_embeddings, class_space, corpus, domain_texts, label_weight
 from attar.stages.job import Job
 from attar.stages.learning import plan_phases
 from attar.store.estimate import EmbedEstimate, estimate_embed, seconds_per_image
@@ -52,7 +52,9 @@ def estimate(job: Job, store_path: Path) -> Estimate:
         missing = estimate_embed(job.teacher.info, job.images, store, embed, flat)
         if missing.missing_images:
             asking = missing.seconds(seconds_per_image(job.teacher, embed))
-    sentences = corpus.count_missing(job, store_path) + domain_texts.count_missing(job, store_path)
+    sentences = sum(
+        stage.count_missing(job, store_path) for stage in (corpus, domain_texts, class_embeddings)
+    )
     steps, training = _training_seconds(job)
     weights = sum(p.numel() * p.element_size() for p in job.student.parameters())
     return Estimate(
@@ -68,11 +70,11 @@ def estimate(job: Job, store_path: Path) -> Estimate:
 def _training_seconds(job: Job) -> tuple[int, float]:
     training = job.config.training
     size = job.student.spec.image_size
-    streams = corpus.stand_in(job) | domain_texts.stand_in(job)
+    streams = corpus.stand_in(job) | domain_texts.stand_in(job) | label_weight.stand_in(job)
     feed = Feed(job.source, None, training, size, streams=streams)
     phases = plan_phases(job, feed)
     provider: ClassFeatures | None = None
-    if class_space.context_length(job):
+    if class_space.learns(job):
         provider = class_space.provider(job, None)
     elif job.texts and job.teacher_dim is not None:
         classes = len(job.source.train.class_names)

@@ -12,7 +12,8 @@ from attar.config import to_plain
 from attar.data.classes import ClassList, read_class_list
 from attar.data.domainbed import make_domainbed_splits
 from attar.data.samplers import make_sampler
-from attar.data.splits import Splits, make_splits
+from attar.data.shards import is_tars
+from attar.data.splits import Splits, make_splits, with_train_share
 from attar.data.table import ImageTable
 from attar.errors import UsageError
 from attar.evaluation.tasks import find_task
@@ -21,6 +22,7 @@ from attar.methods.base import Method
 from attar.methods.registry import find_method, method_options
 from attar.prompts import get_templates
 from attar.run import RunConfig, RunFolder, with_method_defaults
+from attar.stages import white_box
 from attar.students.student import check_student
 from attar.teachers.registry import describe_teacher_spec
 
@@ -52,7 +54,9 @@ def check_names(config: RunConfig) -> tuple[Method, Any, ClassList | None]:
     """
     method = find_method(config.method)
     options = method_options(method, config.method_options)
-    check_student(config.student, config.student_config)
+    white_box.check(config, method)
+    if not white_box.is_teacher(config):
+        check_student(config.student, config.student_config)
     get_templates(config.data.templates)
     if config.teacher is not None:
         describe_teacher_spec(config.teacher)
@@ -62,10 +66,10 @@ def check_names(config: RunConfig) -> tuple[Method, Any, ClassList | None]:
             "local-dir:PATH, pocket, …), or --store with embeddings made before"
         )
     for path in config.data.data:
-        if not path.exists():
+        if not is_tars(path) and not path.exists():
             raise UsageError(
-                f"--data {path} does not exist; give a folder of images, or a CSV or Parquet "
-                "manifest"
+                f"--data {path} does not exist; give a folder of images, a CSV or Parquet "
+                "manifest, or tars"
             )
     if config.baseline is not None and not (config.baseline / "student").is_dir():
         raise UsageError(f"--baseline {config.baseline} holds no trained student")
@@ -126,9 +130,10 @@ def divide(images: ImageTable, config: RunConfig) -> Splits:
         raise UsageError("DomainBed's protocol has no unseen classes: use --protocol folder")
     if any(split is not None for split in images.splits):
         raise UsageError("DomainBed's protocol makes its own splits: drop the split column")
-    return make_domainbed_splits(
+    splits = make_domainbed_splits(
         images, config.splits.held_out_domain, trial_seed=config.splits.seed
     )
+    return with_train_share(splits, config.splits)
 
 
 def check_needs(

@@ -12,7 +12,7 @@ from attar.store.config import EmbedConfig
 from attar.store.estimate import text_bytes
 from attar.store.layout import check_dtype, check_teacher
 from attar.store.missing import count_missing_texts
-from attar.store.store import Store
+from attar.store.store import open_store
 from attar.teachers.base import Teacher
 
 
@@ -26,11 +26,6 @@ def texts_of(path: Path, templates: str) -> Iterator[str]:
     """Yield every text of every entry of a file."""
     for entry in entries_of(path, templates):
         yield from entry
-
-
-def open_store(path: Path) -> Store | None:
-    """Return the store of a folder, or None where there is none yet."""
-    return Store.open(path) if (path / "store.json").is_file() else None
 
 
 def check_texts(

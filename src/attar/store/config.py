@@ -1,6 +1,7 @@
 """What a user may choose about embedding; free of torch so that the CLI starts fast."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from attar.errors import UsageError
 
@@ -23,6 +24,9 @@ class EmbedConfig:
     """Side in pixels of a recorded view, before the teacher's own preprocessing."""
     seed: int = 0
     """Seed of the recorded views; the same seed, image and number give the same view."""
+    normalisation: Literal["teacher", "imagenet"] = "teacher"
+    """What the teacher's pixels are normalised with: `teacher`, its own constants; `imagenet`,
+    ImageNet's, as the official code of VL2V does for CLIP."""
     dtype: str = "float16"
     """Number format of the stored embeddings: float16 or float32."""
     shard_rows: int = 16384

@@ -21,22 +21,22 @@ from torch.utils.data import DataLoader, Dataset
 from attar.data.images import read_image
 from attar.data.table import ImageTable
 from attar.data.views import RecordedView, find_recipe
+from attar.device import Processes
 from attar.errors import AttarError
 from attar.files import check_writable, read_json, write_json
 from attar.store.config import EmbedConfig
 from attar.store.estimate import estimate_embed
 from attar.store.layout import CLEAN
 from attar.store.missing import missing_texts
+from attar.store.parts import SET_ASIDE, adopt_parts, has_parts, part_of
 from attar.store.paying import paid_by
 from attar.store.progress import Meter, say
-from attar.store.store import Store
+from attar.store.store import Store, open_store
 from attar.store.writer import CommitGuard, StoreWriter
 from attar.teachers.base import Teacher, Unanswered
 
 logger = logging.getLogger(__name__)
 
-SET_ASIDE = "set_aside.json"
-"""In the store: [{path, reason}] of files that could not be read or prepared."""
 NAMED_FAILURES = 5
 
 Prepare = Callable[[Image.Image], Tensor]
@@ -117,24 +117,68 @@ class PreparedImages(Dataset[_Prepared]):
         return recorded.apply(image, int(self._definitions[view]["size"]))
 
 
-def embed_images(teacher: Teacher, table: ImageTable, path: Path, config: EmbedConfig) -> Path:
+def embed_images(
+    teacher: Teacher,
+    table: ImageTable,
+    path: Path,
+    config: EmbedConfig,
+    processes: Processes | None = None,
+) -> Path:
     """Store the teacher's image features of every image (and its recorded views) not yet there.
 
     Identical files are asked once. Killed at any moment and started again, it asks again at most
     for the shard in flight, and what was paid not at all. Files that cannot be read, or that a
-    remote teacher gives no answer to, are named in `path`/set_aside.json.
+    remote teacher gives no answer to, are named in `path`/set_aside.json. With `processes` every
+    one of them calls this, and asks about an equal, consecutive share of the images.
+
     UsageError: another teacher's store, another writer, no space. AttarError: an embedding that
     is not finite (the image is named), or not one image could be read.
     """
     if config.views:
         find_recipe(config.view_recipe)
     check_writable(path)
+    if processes is not None and processes.world > 1:
+        return _embed_share(teacher, table, path, config, processes)
+    if has_parts(path):
+        adopt_parts(path, teacher.info, config.dtype)
+    return _fill(teacher, table, path, config)
+
+
+def _embed_share(
+    teacher: Teacher, table: ImageTable, path: Path, config: EmbedConfig, processes: Processes
+) -> Path:
+    """Ask about this process's share of what the store lacks; the main one joins the parts."""
+    if processes.is_main:
+        adopt_parts(path, teacher.info, config.dtype)
+    processes.wait()
+    work = missing_work(open_store(path), table, config)
+    first, last = (len(work) * (processes.rank + i) // processes.world for i in (0, 1))
+    processes.wait()  # until all have seen the same store: a share follows from what it lacks
+    if first < last:
+        _fill(teacher, table, part_of(path, processes.rank), config, work[first:last])
+    processes.wait()
+    if processes.is_main:
+        adopt_parts(path, teacher.info, config.dtype)
+    processes.wait()
+    return path
+
+
+def _fill(
+    teacher: Teacher,
+    table: ImageTable,
+    path: Path,
+    config: EmbedConfig,
+    share: Sequence[_Work] | None = None,
+) -> Path:
+    """Do the work of a share, by default all that the store at `path` lacks."""
     with paid_by(path, teacher, config) as guard, _open(path, teacher, config, guard) as writer:
         for name, definition in config.view_definitions().items():
             writer.add_view(name, definition)
         store = Store.open(path)
-        check_writable(path, estimate_embed(teacher.info, table, store, config).bytes)
-        work = missing_work(store, table, config)
+        work = share
+        if work is None:
+            check_writable(path, estimate_embed(teacher.info, table, store, config).bytes)
+            work = missing_work(store, table, config)
         if work:
             failures: list[_Failure] = []
             try:

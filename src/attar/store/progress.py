@@ -1,5 +1,6 @@
 """A progress bar on stderr: items a second, time left, and the share of time spent waiting."""
 
+import os
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -36,6 +37,7 @@ class Meter:
             TextColumn("ETA"),
             TimeRemainingColumn(),
             console=Console(file=sys.stderr),
+            disable=os.environ.get("RANK", "0") != "0",
         )
         self._task = self._bar.add_task(label, total=total, rate="")
 

@@ -1,5 +1,6 @@
-"""Rows spread over shards, read through memory maps, and the compact index from key to row."""
+"""Rows spread over shards, read through memory maps, and found by key."""
 
+import mmap
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -41,11 +42,10 @@ class KeyIndex:
     def __len__(self) -> int:
         return len(self._keys)
 
-    def find(self, keys: Sequence[str]) -> NDArray[np.int64]:
-        """Return the row of each hex sha256 [n], -1 where there is none."""
-        if not len(self) or not len(keys):
-            return np.full(len(keys), -1, np.int64)
-        packed = pack_keys(keys)
+    def find(self, packed: NDArray[np.bytes_]) -> NDArray[np.int64]:
+        """Return the row of each packed key [n], -1 where there is none."""
+        if not len(self) or not len(packed):
+            return np.full(len(packed), -1, np.int64)
         at = np.searchsorted(self._keys, packed).clip(max=len(self) - 1)
         return np.where(self._keys[at] == packed, self._rows[at], -1)
 
@@ -77,7 +77,9 @@ class ShardedRows:
         """Return the unit embeddings [n, D] of the rows [n], in the stored dtype."""
         out = np.empty((len(rows), self._dim), self._dtype)
         for shard, where, inside in self._by_shard(rows):
-            out[where] = self._map(shard)[inside]
+            array = self._map(shard)
+            out[where] = array[inside]
+            _release(array)
         return out
 
     def scan(self, batch: int, start: int = 0) -> Iterator[tuple[int, NDArray[Any]]]:
@@ -103,25 +105,44 @@ class ShardedRows:
                     out[name][at] = column[row].as_py()
         return out
 
-    def index(self, view: str | None = None) -> KeyIndex:
-        """Return the index over the rows of a view (of all rows for None), built on first use."""
-        if view not in self._indices:
-            self._indices[view] = self._build_index(view)
-        return self._indices[view]
+    def find(self, packed: NDArray[np.bytes_], view: str | None = None) -> NDArray[np.int64]:
+        """Return the row of each packed key [n] in a view (in any for None), -1 where none is.
 
-    def _build_index(self, view: str | None) -> KeyIndex:
-        keys, rows = [np.empty(0, "S16")], [np.empty(0, np.int64)]
+        Without an index every key of the store is read once, a shard at a time: memory follows the
+        keys that are asked for and not the size of the store. Of equal keys the first row counts.
+        """
+        if view in self._indices:
+            return self._indices[view].find(packed)
+        if not len(packed):
+            return np.empty(0, np.int64)
+        wanted, places = np.unique(packed, return_inverse=True)
+        found = np.full(len(wanted), -1, np.int64)
+        for keys, rows in self._keys(view):
+            at = np.searchsorted(wanted, keys).clip(max=len(wanted) - 1)
+            here = np.flatnonzero((wanted[at] == keys) & (found[at] < 0))[::-1]
+            found[at[here]] = rows[here]  # backwards, so that the first of equal keys stays
+        return found[places]
+
+    def index(self, view: str | None = None) -> None:
+        """Keep an index of a view's keys, for many look-ups of few keys."""
+        if view not in self._indices:
+            keys, rows = [np.empty(0, "S16")], [np.empty(0, np.int64)]
+            for more_keys, more_rows in self._keys(view):
+                keys.append(more_keys)
+                rows.append(more_rows)
+            self._indices[view] = KeyIndex(np.concatenate(keys), np.concatenate(rows))
+
+    def _keys(self, view: str | None) -> Iterator[tuple[NDArray[np.bytes_], NDArray[np.int64]]]:
+        """Yield the packed keys [r] and rows [r] of a view, shard by shard."""
         for number, shard in enumerate(self._shards):
             if view is not None and not shard.views.get(view):
                 continue
-            columns = ["key"] if view is None else ["key", "view"]
-            table = self._read_table(shard, columns)
+            table = self._read_table(shard, ["key"] if view is None else ["key", "view"])
             inside = np.arange(shard.rows)
             if view is not None:
                 inside = inside[np.asarray(table["view"].to_numpy()) == view]
-            keys.append(pack_keys(table["key"].take(pa.array(inside)).to_pylist()))
-            rows.append(inside + self._starts[number])
-        return KeyIndex(np.concatenate(keys), np.concatenate(rows))
+            keys = pack_keys(table["key"].take(pa.array(inside)).to_pylist())
+            yield keys, inside + self._starts[number]
 
     def _by_shard(
         self, rows: NDArray[np.int64]
@@ -176,6 +197,16 @@ class ShardedRows:
                 raise damaged(self._store, file, "it is missing")
             if (size := file.stat().st_size) != expected:
                 raise damaged(self._store, file, f"{size} bytes, {expected} expected")
+
+
+def _release(array: NDArray[Any]) -> None:
+    """Take a map's pages out of this process; they stay in the system's cache for the next time.
+
+    Else a process that reads rows at random holds, sooner or later, every page of the store.
+    """
+    mapping: Any = array.base
+    if hasattr(mapping, "madvise"):  # Windows has none
+        mapping.madvise(mmap.MADV_DONTNEED)
 
 
 def damaged(store: Path, file: Path, reason: str) -> AttarError:

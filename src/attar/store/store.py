@@ -1,6 +1,6 @@
 """Read a store: what the teacher said about images (by content and view) and texts."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -13,7 +13,7 @@ from attar.errors import AttarError
 from attar.files import sha256_text
 from attar.store.layout import CLEAN, IMPORTED, StoreInfo
 from attar.store.ledger import LEDGER, Ledger
-from attar.store.shards import ShardedRows
+from attar.store.shards import ShardedRows, pack_keys
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,15 +65,23 @@ class Store:
 
     def has_images(self, keys: Sequence[str], view: str = CLEAN) -> NDArray[np.bool_]:
         """Return [n] whether each key (hex sha256 of the file's bytes) has a row in the view."""
-        return self._images.index(view).find(keys) >= 0
+        return self._images.find(pack_keys(keys), view) >= 0
 
     def has_texts(self, texts: Sequence[str]) -> NDArray[np.bool_]:
         """Return [n] whether each exact string has a row."""
-        return self._texts.index().find([sha256_text(text) for text in texts]) >= 0
+        return self._texts.find(_packed(texts)) >= 0
+
+    def index_texts(self) -> None:
+        """Keep an index of the texts (24 bytes each): a look-up then need not read every key."""
+        self._texts.index()
+
+    def index_images(self, view: str = CLEAN) -> None:
+        """Keep an index of a view's images, see `index_texts`."""
+        self._images.index(view)
 
     def image_rows(self, keys: Sequence[str], view: str = CLEAN) -> NDArray[np.int64]:
         """Return the row [n] of each key in the view; AttarError when any is missing."""
-        rows = self._images.index(view).find(keys)
+        rows = self._images.find(pack_keys(keys), view)
         missing = np.flatnonzero(rows < 0)
         if len(missing):
             raise AttarError(
@@ -92,12 +100,26 @@ class Store:
 
     def text_rows(self, texts: Sequence[str]) -> NDArray[np.int64]:
         """Return the row [n] of each exact string; AttarError when any is missing."""
-        rows = self._texts.index().find([sha256_text(text) for text in texts])
+        rows = self._texts.find(_packed(texts))
         missing = np.flatnonzero(rows < 0)
         if len(missing):
             raise AttarError(
                 f"{len(missing):,} of {len(texts):,} texts have no embedding in {self.path} "
                 f"(first: {texts[missing[0]]!r}); {self._way_out('texts')}"
+            )
+        return rows
+
+    def text_rows_of(self, parts: Iterable[Sequence[str]]) -> NDArray[np.int64]:
+        """Return the rows of all parts' texts, one after the other; they are never all in memory.
+
+        AttarError when any is missing.
+        """
+        rows = self._texts.find(np.concatenate([np.empty(0, "S16"), *map(_packed, parts)]))
+        missing = np.flatnonzero(rows < 0)
+        if len(missing):
+            raise AttarError(
+                f"{len(missing):,} of {len(rows):,} texts have no embedding in {self.path} "
+                f"(first: text {missing[0] + 1:,}); {self._way_out('texts')}"
             )
         return rows
 
@@ -150,6 +172,15 @@ class Store:
             f"embed them with: attar embed --data DATA{classes} --teacher "
             f"{self.info.teacher.name} --out {self.path}"
         )
+
+
+def _packed(texts: Sequence[str]) -> NDArray[np.bytes_]:
+    return pack_keys([sha256_text(text) for text in texts])
+
+
+def open_store(path: Path) -> Store | None:
+    """Return the store of a folder, or None where there is none yet."""
+    return Store.open(path) if (path / "store.json").is_file() else None
 
 
 def store_info(path: Path) -> dict[str, Any]:

@@ -193,10 +193,15 @@ def _verify_images(
         (int(held[number][at - starts[number]]), views[number])
         for number, at in zip(numbers, chosen, strict=True)
     ]
+    all_stored = np.empty(len(candidates), np.int64)
+    for number in np.unique(numbers):
+        of_view = np.flatnonzero(numbers == number)
+        keys = [table.keys[candidates[at][0]] for at in of_view]
+        all_stored[of_view] = store.image_rows(keys, views[number])
     names, cosines = [], [np.empty(0)]
     for start in range(0, len(candidates), BATCH):
         part = candidates[start : start + BATCH]
-        stored = np.concatenate([store.image_rows([table.keys[row]], view) for row, view in part])
+        stored = all_stored[start : start + BATCH]
         pixels = torch.stack(
             [
                 teacher.prepare(_seen(store, table.paths[row], view, recorded))

@@ -5,6 +5,7 @@ then listed in store.json, itself replaced by rename. So after a kill at any mom
 listed is whole, and what is lost is at most the shard in flight.
 """
 
+import shutil
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -194,6 +195,29 @@ class StoreWriter:
         rows = _unit_rows(features, texts, self.info, "text")
         self._add("text", {"caption": list(texts), "key": keys}, rows)
 
+    def adopt(self, other: Path, info: StoreInfo) -> None:
+        """Take over the images of another store of the same teacher, in its order.
+
+        Its files are linked (copied where links are not to be had), and all listed at once. A shard
+        that is listed here already, because an earlier call was killed, is not taken twice.
+        """
+        self.commit()
+        for name, definition in info.views.items():
+            if definition is not None:
+                self.add_view(name, definition)
+        known = {shard.metadata_sha256 for shard in self.info.image_shards}
+        added: list[Shard] = []
+        for shard in info.image_shards:
+            if shard.metadata_sha256 not in known:
+                index = _free_index((*self.info.image_shards, *added))
+                for file in (embeddings_file, metadata_file):
+                    _link(file(other, "image", shard.index), file(self.path, "image", index))
+                added.append(replace(shard, index=index))
+        shards = sorted((*self.info.image_shards, *added), key=lambda one: one.index)
+        self.info = replace(self.info, image_shards=tuple(shards))
+        self.info.write(self.path)
+        sync_folder(self.path)
+
     def commit(self) -> None:
         """Commit all pending rows now."""
         for kind in COLUMNS:
@@ -222,8 +246,7 @@ class StoreWriter:
         if self._guard is not None:
             self._pending[kind] = _new_pending(kind)
             self._guard.before_commit(kind)
-        used = {shard.index for shard in self.info.shards(kind)}
-        index = next(number for number in count() if number not in used)
+        index = _free_index(self.info.shards(kind))
         try:
             shard = _write_shard(self.path, kind, index, pending)
             shards = tuple(sorted((*self.info.shards(kind), shard), key=lambda one: one.index))
@@ -247,6 +270,21 @@ class StoreWriter:
 
 def _new_pending(kind: Kind) -> _Pending:
     return _Pending(columns={name: [] for name in COLUMNS[kind]})
+
+
+def _free_index(shards: Sequence[Shard]) -> int:
+    used = {shard.index for shard in shards}
+    return next(number for number in count() if number not in used)
+
+
+def _link(source: Path, target: Path) -> None:
+    """Give a file a second name; a copy where the file system has no links."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_path(target) as temporary:
+        try:
+            temporary.hardlink_to(source)
+        except OSError:
+            shutil.copyfile(source, temporary)
 
 
 def _write_shard(store: Path, kind: Kind, index: int, pending: _Pending) -> Shard:

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from attar.errors import UsageError
+
 
 @dataclass(frozen=True, kw_only=True)
 class StudentConfig:
@@ -13,8 +15,30 @@ class StudentConfig:
     path of a .safetensors/.pth file or of a student folder."""
     image_size: int | None = None
     """Input side in pixels; the backbone's own by default."""
+    crop_pct: float | None = None
+    """Share of the shorter side that the centre crop keeps in evaluation; the backbone's own by
+    default. OpenCLIP keeps all of it: 1."""
     freeze_bn: bool = False
     """Keep BatchNorm's running statistics as they were before training, and use them."""
     projection: Literal["random", "fitted"] = "random"
     """Start the projection at random, or at the ridge solution from the untrained backbone's
     features to the teacher's."""
+    projection_bias: bool | None = None
+    """Whether the projection has a bias, as it does by default; without one it is zero and stays
+    so, as in DIME-FM."""
+    gelu: bool = False
+    """GELU behind the projection, an ablation of VL2V; plain classifiers have none. timm's file of
+    such a student lacks it: it is to be loaded with attar, or exported as a bundle."""
+    drop_path: float | None = None
+    """Stochastic depth while training: the chance that a residual block is left out; the backbone's
+    own by default."""
+
+    def __post_init__(self) -> None:
+        if self.crop_pct is not None and not 0 < self.crop_pct <= 1:
+            raise UsageError(f"--student.crop-pct {self.crop_pct}: give a share above 0, at most 1")
+        if self.drop_path is not None and not 0 <= self.drop_path < 1:
+            raise UsageError(f"--student.drop-path {self.drop_path}: give a share from 0, below 1")
+        if self.projection == "fitted" and self.projection_bias is False:
+            raise UsageError(
+                "--student.projection fitted comes with a bias: add --student.projection-bias"
+            )

@@ -16,7 +16,8 @@ def take_weights(student: Student, path: Path) -> None:
     rows of the classes that both know; rows of other classes keep their new values.
 
     Raises:
-        UsageError: another architecture, another head, or the space of another teacher.
+        UsageError: another architecture, another head, the space of another teacher, or a bias in
+            the projection where this student has none.
     """
     trained = load_student(path)
     ours, theirs = student.spec, trained.spec
@@ -30,6 +31,11 @@ def take_weights(student: Student, path: Path) -> None:
                 f"--start-from {path}: its {what} is {_short(other)}, this run's {_short(own)}; "
                 f"start from a run with the same {what}"
             )
+    if theirs.projection_bias and not ours.projection_bias:
+        raise UsageError(
+            f"--start-from {path}: its projection has a bias, this run's has none; add "
+            "--student.projection-bias"
+        )
     state = trained.state_dict()
     if ours.head == "classes":
         state |= _joined_classifier(student, trained)

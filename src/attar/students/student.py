@@ -12,6 +12,7 @@ from typing import Any, Literal, Self
 
 import timm
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file
 from timm.models import save_for_hf
 from torch import Tensor, nn
@@ -54,6 +55,10 @@ class StudentSpec:
     weights: str = "none"
     """Where the starting weights came from."""
     freeze_bn: bool = False
+    projection_bias: bool = True
+    """Whether the projection's bias is learnt; else it is zero and frozen."""
+    gelu: bool = False
+    """Whether GELU follows the projection."""
 
 
 class Student(nn.Module):
@@ -68,6 +73,8 @@ class Student(nn.Module):
         self.spec = spec
         self.register_buffer("mean", torch.tensor(spec.mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(spec.std).view(1, 3, 1, 1), persistent=False)
+        for bias in self._frozen_biases():
+            bias.requires_grad_(False)
 
     def forward(
         self, images: Tensor, *, trunk: bool = False, regions: bool = False, layers: bool = False
@@ -80,7 +87,7 @@ class Student(nn.Module):
         """
         normalised = (images - self.mean) / self.std
         if not trunk and not regions and not layers:
-            return Outputs(features=self.network(normalised))
+            return Outputs(features=self._activate(self.network(normalised)))
         network: Any = self.network
         maps: Sequence[Tensor] = ()
         if layers and hasattr(network, "forward_intermediates"):
@@ -99,8 +106,11 @@ class Student(nn.Module):
         """Project pooled features [B, W]; some networks' classifier is a 1 x 1 convolution."""
         projection = self.projection()
         if isinstance(projection, nn.Conv2d):
-            return projection(pooled[:, :, None, None]).flatten(1)
-        return projection(pooled)
+            return self._activate(projection(pooled[:, :, None, None]).flatten(1))
+        return self._activate(projection(pooled))
+
+    def _activate(self, projected: Tensor) -> Tensor:
+        return F.gelu(projected) if self.spec.gelu else projected
 
     def _regions(self, feature_map: Tensor) -> Tensor:
         """Project each place of a convolutional map [B, W, h, w] by itself, as pooling would."""
@@ -117,17 +127,34 @@ class Student(nn.Module):
         return self.network.get_submodule(classifier_names(self.network)[0])
 
     def projection_parameters(self) -> Iterator[nn.Parameter]:
-        """Yield the parameters of the projection."""
-        for name in classifier_names(self.network):
-            yield from self.network.get_submodule(name).parameters()
+        """Yield the parameters of the projection that are learnt."""
+        frozen = {id(bias) for bias in self._frozen_biases()}
+        yield from (p for p in self._whole_projection() if id(p) not in frozen)
 
     def backbone_parameters(self) -> Iterator[nn.Parameter]:
         """Yield every parameter outside the projection."""
-        projection = {id(p) for p in self.projection_parameters()}
+        projection = {id(p) for p in self._whole_projection()}
         yield from (p for p in self.network.parameters() if id(p) not in projection)
 
+    def _whole_projection(self) -> Iterator[nn.Parameter]:
+        for name in classifier_names(self.network):
+            yield from self.network.get_submodule(name).parameters()
+
+    def _frozen_biases(self) -> Iterator[nn.Parameter]:
+        if not self.spec.projection_bias:
+            yield from (p for p in self._whole_projection() if p.ndim == 1)
+
+    def clear_projection_bias(self) -> None:
+        """Set the projection's bias to zero where the student's projection has none."""
+        with torch.no_grad():
+            for bias in self._frozen_biases():
+                bias.zero_()
+
     def set_projection(self, weight: Tensor, bias: Tensor) -> None:
-        """Put a fitted projection (weight [D, W], bias [D]) in place of the classifier's values."""
+        """Put a fitted projection (weight [D, W], bias [D]) in place of the classifier's values.
+
+        Whatever it was before, the student's projection then has a bias.
+        """
         linear: Any = self.projection()
         fits = isinstance(linear, nn.Linear | nn.Conv2d) and linear.weight.numel() == weight.numel()
         if not fits:
@@ -138,6 +165,7 @@ class Student(nn.Module):
         with torch.no_grad():
             linear.weight.copy_(weight.view_as(linear.weight))
             linear.bias.copy_(bias)
+        self.spec = replace(self.spec, projection_bias=True)
 
     def train(self, mode: bool = True) -> Self:
         """Set the training mode; frozen BatchNorm stays in evaluation mode."""
@@ -190,7 +218,7 @@ def build_student(
         UsageError: unknown name, weights that do not fit, or an image size it cannot take.
     """
     architecture = bare_name(name)
-    network = _create_network(architecture, dim, config.image_size)
+    network = _create_network(architecture, dim, config.image_size, config.drop_path)
     origin = load_backbone_weights(network, architecture, config.weights)
     cfg: Any = network.pretrained_cfg
     spec = StudentSpec(
@@ -201,15 +229,18 @@ def build_student(
         mean=tuple(cfg["mean"]),
         std=tuple(cfg["std"]),
         interpolation=cfg["interpolation"],
-        crop_pct=cfg["crop_pct"],
+        crop_pct=cfg["crop_pct"] if config.crop_pct is None else config.crop_pct,
         class_names=tuple(class_names),
         teacher=teacher,
         teacher_identity=teacher_identity,
         logit_scale=logit_scale,
         weights=origin,
         freeze_bn=config.freeze_bn,
+        projection_bias=config.projection_bias is not False,
+        gelu=config.gelu and not class_names,
     )
     student = Student(network, spec)
+    student.clear_projection_bias()
     _try_one_image(student)
     return student
 
@@ -269,18 +300,27 @@ def _spec_from_json(values: dict[str, Any]) -> StudentSpec:
     return StudentSpec(**{**values, **sequences})
 
 
-def _create_network(name: str, dim: int, image_size: int | None) -> nn.Module:
+def _create_network(
+    name: str, dim: int, image_size: int | None, drop_path: float | None = None
+) -> nn.Module:
     """Create the timm network; only a network with a fixed grid is told the image size."""
     default: Any = timm.get_pretrained_cfg(name)
     if image_size is not None and image_size < _SMALLEST_IMAGE:
         raise _wrong_size(name, image_size, default.input_size[-1])
-    if image_size is None or not default.fixed_input_size:
-        network: nn.Module = timm.create_model(name, num_classes=dim)
-        return network
+    grid = image_size if default.fixed_input_size else None
     try:
-        network = timm.create_model(name, num_classes=dim, img_size=image_size)
+        network: nn.Module = timm.create_model(  # which passes nothing on that is None
+            name, num_classes=dim, img_size=grid, drop_path_rate=drop_path
+        )
     except (TypeError, AssertionError, ValueError, RuntimeError) as error:
-        raise _wrong_size(name, image_size, default.input_size[-1]) from error
+        if "drop_path_rate" in str(error):
+            raise UsageError(
+                f"--student.drop-path {drop_path}: {name} has no blocks to leave out; leave the "
+                "option out"
+            ) from error
+        if grid is None:
+            raise
+        raise _wrong_size(name, grid, default.input_size[-1]) from error
     return network
 
 

@@ -255,6 +255,13 @@ def _folder_options(spec: TeacherSpec) -> tuple[str, dict[str, Any]]:
 _CREATE = {"open_clip": _builtin_options, "hf-hub": _hub_options, "local-dir": _folder_options}
 
 
+def model_config(spec: TeacherSpec) -> dict[str, Any]:
+    """Return the `model_cfg` of a teacher that was loaded, with the GELU that it is used with."""
+    name, options = _CREATE[spec.kind](spec)
+    config: dict[str, Any] = open_clip.get_model_config(name)
+    return {**config, "quick_gelu": True} if options.get("force_quick_gelu") else config
+
+
 def _architecture(config: dict[str, Any]) -> dict[str, Any]:
     """Return the configuration without what says where files are or whether to fetch weights."""
     places = {"hf_model_name", "hf_tokenizer_name", "hf_model_pretrained", "timm_model_pretrained"}

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from attar.training.config import TrainingConfig
 from attar.training.swad import SWAD, OfficialWindow, Window
-from attar.training.weights import Mean, blend
+from attar.training.weights import Mean, blend, part
 
 
 class Averager(Protocol):
@@ -115,19 +115,76 @@ class TailAverage:
         self._mean.load_state_dict(state, "mean", device_of(self._model))
 
 
+class Interpolation:
+    """(1 - a) w0 + a w, with w0 the weights at the start (WiSE-FT; Wortsman et al., CVPR 2022).
+
+    w are the live weights, or another average of them, whose rules then hold.
+    """
+
+    def __init__(self, model: nn.Module, share: float, average: Averager | None) -> None:
+        self._model = model
+        self._share = share
+        self._average = average
+        self.judges_live = chooses(average)
+        self._start = {k: v.detach().clone() for k, v in model.state_dict().items()}
+
+    def update(self, model: nn.Module) -> None:
+        """Take in the weights after an optimiser step."""
+        if self._average is not None:
+            self._average.update(model)
+
+    def validated(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Take in what validation on source images said after `step` steps."""
+        if self._average is not None:
+            self._average.validated(step, metrics)
+
+    def weights(self) -> Mapping[str, Tensor]:
+        """Return the interpolated state dict of the model; counters are those of w."""
+        reached = self._model.state_dict() if self._average is None else self._average.weights()
+        mixed = {name: value.clone() for name, value in self._start.items()}
+        blend(mixed, reached, self._share)
+        return mixed
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the start and the inner average's state."""
+        inner = {} if self._average is None else self._average.state_dict()
+        state = {f"start.{name}": value for name, value in self._start.items()}
+        return state | {f"average.{name}": value for name, value in inner.items()}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from a saved state."""
+        device = device_of(self._model)
+        self._start = {name: value.to(device) for name, value in part(state, "start.")}
+        if self._average is not None:
+            self._average.load_state_dict(dict(part(state, "average.")))
+
+
 def device_of(model: nn.Module) -> torch.device:
     """Return where a model's weights are."""
     return next(iter(model.state_dict().values())).device
 
 
 def build_averager(
-    config: TrainingConfig, model: nn.Module, phase_steps: int, *, last: bool = True
+    config: TrainingConfig,
+    model: nn.Module,
+    phase_steps: int,
+    *,
+    last: bool = True,
+    share: float = 1.0,
 ) -> Averager | None:
     """Return the configured average, starting at the model's weights, or None.
 
     SWAD averages in the last phase alone: what an earlier one hands on are its live weights, as
-    VL2V's second stage starts from raw weights and not from an average.
+    VL2V's second stage starts from raw weights and not from an average. With a `share` below 1 the
+    result, averaged or not, is drawn back towards the model's weights of now.
     """
+    average = _configured(config, model, phase_steps, last=last)
+    return average if share == 1 else Interpolation(model, share, average)
+
+
+def _configured(
+    config: TrainingConfig, model: nn.Module, phase_steps: int, *, last: bool
+) -> Averager | None:
     kind = config.averaging
     if kind == "ema":
         return ExponentialAverage(model, config.ema_decay)

@@ -58,8 +58,8 @@ class TrainingConfig:
     multiple of 1000 steps after 2500, so that segments overlap, as VL2V's code does by default."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """`auto` times a few steps each way on this machine and keeps the fastest."""
-    sampler: Literal["uniform", "per-domain", "half-few-shot"] = "uniform"
-    """How a batch is drawn from the training images."""
+    sampler: Literal["uniform", "shards", "per-domain", "half-few-shot"] = "uniform"
+    """How a batch is drawn from the training images; `shards` reads tars one after the other."""
     augmentation: Literal[
         "none", "domainbed", "flip-crop", "imagenet", "li2023", "li2023-randaugment"
     ] = "domainbed"

@@ -283,12 +283,10 @@ class Feed:
     def _caption_features(self, indices: Sequence[int]) -> Tensor:
         """Return [B, D]: the teacher's features of the captions, zeros where there is none."""
         assert self._store is not None
-        texts = [self._table.captions[i] for i in indices]
-        known = [text for text in texts if text]
-        features = torch.zeros(len(texts), self._store.info.teacher.dim)
-        if known:
-            there = torch.tensor([bool(text) for text in texts])
-            features[there] = torch.from_numpy(self._store.text_features(known)).float()
+        rows = self._caption_rows[indices]
+        known = self._store.features_of_texts(rows[rows >= 0])
+        features = torch.zeros(len(rows), self._store.info.teacher.dim)
+        features[torch.from_numpy(rows >= 0)] = torch.from_numpy(known).float()
         return features
 
     def _labels_of(self, indices: list[int]) -> Tensor:
@@ -296,6 +294,15 @@ class Feed:
         if self._table.has_label_sets:
             return torch.from_numpy(self._table.multi_hot(indices))
         return self._labels[indices]
+
+    @cached_property
+    def _caption_rows(self) -> NDArray[np.int64]:
+        """[n] the store's row of each image's caption, -1 where it has none."""
+        assert self._store is not None
+        rows = np.full(len(self), -1, np.int64)
+        there = [at for at, caption in enumerate(self._table.captions) if caption]
+        rows[there] = self._store.text_rows([self._table.captions[at] or "" for at in there])
+        return rows
 
     @cached_property
     def _clean_rows(self) -> NDArray[np.int64]:

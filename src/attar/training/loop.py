@@ -213,11 +213,10 @@ class _Training:
         if phase.start == "initial" and self.state.step == first:
             self.student.load_state_dict(read_tensors(self.checkpoints.initial, "student"))
         module = self._step_module(phase, self.state.precision)
-        optimizer = build_optimizer(
-            self.config, self.student.parameters(), module.other_parameters()
-        )
+        config, model = self.config, self.student
+        optimizer = build_optimizer(config, model.parameters(), module.other_parameters())
         last = index + 1 == len(self.phases)
-        averager = build_averager(self.config, self.student, phase.steps, last=last)
+        averager = build_averager(config, model, phase.steps, last=last, share=phase.interpolation)
         saved = self.checkpoints.read_optimizer()
         if saved is not None:
             optimizer.load_state_dict(saved)

@@ -1,0 +1,76 @@
+"""Where the teacher is weak on the training images: what `--method.label-weight auto` goes by.
+
+Learnt from source training images and what the store already holds; nothing is asked for it.
+"""
+
+import logging
+
+import torch
+from torch import Tensor
+
+from attar.data.table import ImageTable, concatenate
+from attar.errors import AttarError
+from attar.evaluation.models import features_from_store
+from attar.losses import aligned
+from attar.methods.label_weight import STREAM, reliability
+from attar.stages.corpus import Streams
+from attar.stages.embedding import Knowledge
+from attar.stages.job import Job
+
+log = logging.getLogger(__name__)
+
+
+def streams(job: Job, knowledge: Knowledge | None) -> Streams:
+    """Return the stream of the teacher's reliability [S + 1, C], the same at every step."""
+    if not _wanted(job) or knowledge is None:
+        return {}
+    table = _training_images(job)
+    classes = knowledge.of_classes(table.class_names)
+    if classes is None:
+        raise AttarError("label weight auto needs class features")
+    labels, domains = torch.tensor(table.labels), torch.tensor(table.domains)
+    features = torch.from_numpy(features_from_store(knowledge.store, table))
+    right = aligned(features, classes, labels)
+    found = reliability(right, domains, labels, len(table.domain_names), len(table.class_names))
+    _log(1 - job.recipe[1].image_weight * found, table)
+    return {STREAM: lambda step: found}
+
+
+def stand_in(job: Job) -> Streams:
+    """Return a stream of the same shape, to time a step before the teacher was asked."""
+    if not _wanted(job):
+        return {}
+    table = _training_images(job)
+    shape = (len(table.domain_names) + 1, len(table.class_names))
+    return {STREAM: lambda step: torch.ones(shape)}
+
+
+def _wanted(job: Job) -> bool:
+    return getattr(job.recipe[1], "label_weight", None) == "auto"
+
+
+def _training_images(job: Job) -> ImageTable:
+    """Return the images of the feed: its labels and domains are indices into this table's names."""
+    train, few_shot = job.source.train, job.source.few_shot
+    return concatenate([train, few_shot]) if len(few_shot) else train
+
+
+def _log(weights: Tensor, table: ImageTable) -> None:
+    """Say how much weight the labels have on each domain's images, and on which class most.
+
+    `weights` [S + 1, C] are those of the labels.
+    """
+    labels, domains = torch.tensor(table.labels), torch.tensor(table.domains)
+    for domain in sorted(set(table.domains)):
+        here = (domains == domain) & (labels >= 0)
+        if here.any():
+            name = table.domain_names[domain] if domain >= 0 else "images without a domain"
+            of_images = weights[domain, labels[here]]
+            most = int(labels[here][of_images.argmax()])
+            log.info(
+                "label weight on %s: %.2f (at most %.2f, %s)",
+                name,
+                of_images.mean(),
+                of_images.max(),
+                table.class_names[most],
+            )
