@@ -49,9 +49,7 @@ def features_of(
         AttarError: see `compute_features`.
     """
     if model.lookup is None:
-        compute_features(
-            model, table, out, batch_size=batch_size, workers=workers, picture=picture
-        )
+        compute_features(model, table, out, batch_size=batch_size, workers=workers, picture=picture)
         return read_features(out)
     features = model.lookup(table)
     _check_finite(features, table.names, model.name)
