@@ -51,9 +51,11 @@ def test_pacs_with_or_without_the_folders_around_it(tmp_path, wrapped):
     assert table.layout == "PACS: 4 domains, 7 classes, 56 images"
     assert table.domain_names == ("art_painting", "cartoon", "photo", "sketch")
     assert table.class_names == tuple(sorted({label for _, label, _ in PACS}))
-    assert table.names == tuple("/".join((*wrapped, *parts)) for parts in sorted(PACS))
+    # The names, and so odd and even, are those of a copy without folders around it.
+    assert table.names == tuple("/".join(parts) for parts in sorted(PACS))
     domain, label = table.domain_names[table.domains[9]], table.class_names[table.labels[9]]
-    assert table.names[9].split("/")[-3:-1] == [domain, label]
+    assert table.names[9].split("/")[:2] == [domain, label]
+    assert Path(table.paths[9]) == root.joinpath(*wrapped, table.names[9])
 
 
 def test_vlcs_as_domainbed_downloads_it(tmp_path):
@@ -77,7 +79,7 @@ def test_vlcs_with_split_folders_is_read_once(tmp_path):
     assert table.domain_names == ("Caltech101", "LabelMe", "SUN09", "VOC2007")
     assert table.class_names == ("bird", "car", "chair", "dog", "person")
     of_pascal = [n for n, d in zip(table.names, table.domains, strict=True) if d == 3]
-    assert all(name.startswith("PASCAL/train/") for name in of_pascal)
+    assert all(name.startswith("VOC2007/train/") for name in of_pascal)
     # `full` holds what the other folders do, and is taken instead of them.
     both = parts + [p for d in domains for c in range(5) for p in place(d, "full", c)]
     table = read_sources([write(tmp_path / "both", both)])
@@ -189,12 +191,21 @@ def test_unlabelled_stays_unlabelled(tmp_path):
 
 
 def test_a_copy_with_other_names_is_split_as_domainbed_splits_it(tmp_path):
-    """The order of the domains, and so each one's seed, is that of the published names."""
+    """The order of domains (so each one's seed) and of images is that of the published names."""
     domains = ("PASCAL", "SUN", "LABELME", "CALTECH")
     parts = [(d, "full", str(c), f"{i}.jpg") for d in domains for c in range(5) for i in range(4)]
     table = read_sources([write(tmp_path / "vlcs", parts)])
     splits = make_domainbed_splits(table, "LabelMe", trial_seed=1)
     train, _ = domainbed_split(20, 1, 3)  # VOC2007 is the fourth of Caltech101 ... VOC2007
-    of_pascal = sorted("/".join(p) for p in parts if p[0] == "PASCAL")
-    found = {name for name in splits.source.train.names if name.startswith("PASCAL/")}
+    classes = ("bird", "car", "chair", "dog", "person")
+    of_pascal = sorted(f"VOC2007/full/{c}/{i}.jpg" for c in classes for i in range(4))
+    found = {name for name in splits.source.train.names if name.startswith("VOC2007/")}
     assert found == {of_pascal[index] for index in train}
+
+
+def test_the_order_of_the_images_does_not_depend_on_how_a_copy_spells_the_classes():
+    found = [(d.lower(), c.lower(), f) for d, c, f in sorted(listing("OfficeHome"))]
+    names = [image.name for image in find_published(sorted(found)).images]
+    assert sorted(names) == sorted("/".join(parts) for parts in listing("OfficeHome"))
+    # "TV" stands before "Table", and "tv" behind "table".
+    assert names != sorted(names)

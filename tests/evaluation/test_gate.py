@@ -30,7 +30,8 @@ def gap(low, high):
     ("zero_shot", "differences", "lost", "verdict", "grounds"),
     [
         (GOOD, [gap(0.1, 0.2)], 0, "go", ()),
-        (GOOD, [], 0, "go", ()),
+        # No probe could be made, so nothing is known against labels.
+        (GOOD, [], 0, "blend", ("unsure",)),
         # Behind, but surely by no more than the margin.
         (GOOD, [gap(-0.04, -0.01)], 0, "go", ()),
         (GOOD, [gap(-0.05, -0.01)], 0, "go", ()),
@@ -148,6 +149,16 @@ def test_few_images_are_no_proof_that_a_teacher_is_good():
     photo = judge(images, answers, {"teacher": features}, [0], GateConfig())[0]
     assert photo.zero_shot.value == 1
     assert (photo.verdict, photo.grounds) == ("blend", ("unsure",))
+
+
+def test_one_image_a_class_leaves_no_probe_and_proves_nothing():
+    images, answers, features = world(each=1)
+    one = replace(images, domains=np.zeros_like(images.domains))
+    every = replace(one, drawn=np.ones_like(images.drawn))
+    found = judge(every, images.labels, {"teacher": features}, [0], GateConfig())[0]
+    assert found.probes == ()
+    assert (found.verdict, found.grounds) == ("blend", ("unsure",))
+    assert "cannot be ruled out" in reason(found, GateConfig())
 
 
 def test_the_students_own_backbone_has_a_say():

@@ -47,6 +47,9 @@ class PublishedImage:
     parts: Parts
     domain: str
     label: str
+    name: str
+    """Its path under these names and without the folders around everything: what images are sorted
+    and told odd from even by is then the same in every copy."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,13 +86,19 @@ def find_published(found: Sequence[Parts]) -> Published | None:
             domain, label = (None, None) if names is None else names
             known = domain_of.get(_plain(domain)), class_of.get(_plain(label))
             if known[0] is not None and known[1] is not None:
-                images.append(PublishedImage(parts=found[index], domain=known[0], label=known[1]))
+                images.append(_image(found[index], known[0], known[1], wrapped))
         others = len(found) - len(images)
         enough = _half({i.domain for i in images}, benchmark.domains)
         enough = enough and _half({i.label for i in images}, benchmark.classes)
         if enough and (benchmark.part_of_more or not others):
             return _published(benchmark, images, others)
     return None
+
+
+def _image(parts: Parts, domain: str, label: str, wrapped: int) -> PublishedImage:
+    between, file = parts[wrapped + 1 : -2], parts[-1]
+    name = "/".join((domain, *between, label, file))
+    return PublishedImage(parts=parts, domain=domain, label=label, name=name)
 
 
 def check_complete(published: Published, root: Path) -> None:

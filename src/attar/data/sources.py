@@ -171,7 +171,7 @@ def _find_benchmark(root: Path, found: Sequence[tuple[str, ...]], superset: bool
     entries = [
         Entry(
             path=str(root.joinpath(*image.parts)),
-            name="/".join(image.parts),
+            name=image.name,
             label=image.label,
             domain=image.domain,
         )

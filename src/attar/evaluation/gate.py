@@ -122,7 +122,8 @@ def decide(
 
     Args:
         zero_shot: its accuracy.
-        differences: zero-shot accuracy minus that of each probe that decides.
+        differences: zero-shot accuracy minus that of each probe that decides; none where too few
+            images were left to make one.
         lost: how many classes the teacher calls something else.
         classes: how many there are.
         margin: accuracy that one is ready to lose.
@@ -131,7 +132,7 @@ def decide(
     short = [one for one in differences if one.low < -margin]
     if any(one.high < 0 for one in short):
         grounds.append("behind")
-    elif short:
+    elif short or not differences:
         grounds.append("unsure")
     if lost:
         grounds.append("lost")

@@ -24,13 +24,13 @@ from attar.prompts import get_templates
 from attar.records import append_records
 from attar.report.gate import write_gate_page
 from attar.run import DataConfig
-from attar.stages.embedding import Knowledge, check_store, consult, introduce, prompts_of
+from attar.stages.embedding import Knowledge, check_store, consult, introduce, load, prompts_of
 from attar.stages.images import read_image_table
 from attar.store.config import EmbedConfig
 from attar.store.cost import EmbedCost, embed_cost
 from attar.students.config import StudentConfig
 from attar.students.student import build_student, check_student
-from attar.teachers.registry import describe_teacher_spec, load_teacher
+from attar.teachers.registry import describe_teacher_spec
 
 log = logging.getLogger(__name__)
 
@@ -111,7 +111,8 @@ def gate_cost(asked: GateRequest) -> EmbedCost:
     with TemporaryDirectory(prefix="attar-") as notes:
         plan = _plan(asked, classes, Path(notes))
     flat = [text for of in plan.texts for text in of]
-    return embed_cost(load_teacher(asked.teacher), plan.table, asked.store_path, asked.embed, flat)
+    teacher = load(asked.teacher, asked.embed)
+    return embed_cost(teacher, plan.table, asked.store_path, asked.embed, flat)
 
 
 def _check(asked: GateRequest) -> ClassList | None:
