@@ -77,6 +77,14 @@ def test_another_teacher_has_a_store_of_its_own(tmp_path: Path) -> None:
     assert stores != {rows["vl2v-adip"].config.store}
 
 
+def test_the_teachers_own_encoder_keeps_its_teacher_whatever_the_method(tmp_path: Path) -> None:
+    own = "method: erm, student: teacher, student.weights: auto"
+    rows = rows_of(tmp_path, f"own: {{{own}}}", methods=("erm",))
+    assert rows["erm"].config.teacher is None
+    assert rows["own"].config.teacher == TEACHER
+    assert rows["own"].config.store == tmp_path / "out" / "store"
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -87,6 +95,7 @@ def test_another_teacher_has_a_store_of_its_own(tmp_path: Path) -> None:
         ("a/b: {method: erm}", "'a/b' cannot name a row"),
         ("strict-teacher: {method: erm}", "cannot name a row"),
         ("swad: {training.average: swad}", "variant 'swad' names no method"),
+        ("five: {method: erm, student: 5}", "variant 'five': student 5 must be text"),
         ("swad: {method: ermm}", "unknown method 'ermm': did you mean 'erm'"),
         ("swad: {method: erm, training.avrage: swad}", "training.avrage.*--training.average"),
         (

@@ -152,7 +152,7 @@ def test_few_images_are_no_proof_that_a_teacher_is_good():
 
 
 def test_one_image_a_class_leaves_no_probe_and_proves_nothing():
-    images, answers, features = world(each=1)
+    images, _, features = world(each=1)
     one = replace(images, domains=np.zeros_like(images.domains))
     every = replace(one, drawn=np.ones_like(images.drawn))
     found = judge(every, images.labels, {"teacher": features}, [0], GateConfig())[0]

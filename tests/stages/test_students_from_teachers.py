@@ -131,6 +131,7 @@ def test_another_size_and_a_plain_classifier_keep_the_weights(root: Path) -> Non
             {"student_config": StudentConfig(projection="fitted")},
             r"--student\.projection fitted: --student",
         ),
+        ({"student_config": StudentConfig(gelu=True)}, r"--student\.gelu True: --student"),
     ],
 )
 def test_what_contradicts_it_is_refused(root: Path, changes: dict, message: str) -> None:
@@ -183,6 +184,14 @@ def test_flyp_leaves_the_class_features_of_its_own_text_tower(root: Path) -> Non
     learnt = load_file(run.path / "objective.safetensors")
     assert any("token_embedding" in name for name in learnt)
     assert not any("visual" in name for name in learnt)
+
+
+def test_flyp_from_another_run_needs_the_text_tower_too(root: Path) -> None:
+    first = distil(root, "first", method="fine-tune")
+    going_on = {"method": "flyp", "student": "test_resnet", "start_from": first.path}
+    small = StudentConfig(weights="none", image_size=32)
+    with pytest.raises(UsageError, match=r"texts are learnt .*: give --teacher"):
+        distil(root, "second", **going_on, teacher=None, student_config=small)
 
 
 def adip(choice: str, **changes) -> dict:

@@ -297,7 +297,7 @@ def _measure_strict_teacher(grid: Grid, domain: str) -> None:
     part = images.select([row for row, d in enumerate(images.domains) if d == index])
     folder = grid.out / STRICT / file_name(domain)
     prompts = prompts_of(grid.classes, images, grid.base.data.templates)
-    teacher, _ = introduce(spec, folder / "store", needed=True)
+    teacher, _ = introduce(spec, folder / "store", needed=True, config=grid.base.embed)
     knowledge = consult(teacher, part, prompts, folder / "store", grid.base.embed)
     model = replace(from_store(knowledge.store), role=STRICT_ROLE)
     dataset = "+".join(place.name for place in grid.base.data.data)

@@ -115,11 +115,12 @@ def _variant(base: RunConfig, grid: DomainsConfig, name: str, given: Mapping[str
     options = {str(key).replace("-", "_"): value for key, value in given.items()}
     if "method" not in options:
         raise UsageError(f"variant {name!r} names no method: add `method: erm`, say")
-    for key in options:
-        _check_option(name, key)
+    for key, value in options.items():
+        _check_option(name, key, value)
     lr = options.pop("training.lr", None)
     words = [f"{key.replace('_', '-')} {value}" for key, value in options.items()]
-    plain = plain_options(_of_method(base, str(options["method"])))
+    student = str(options.get("student", base.student))  # the teacher's own needs the teacher
+    plain = plain_options(_of_method(replace(base, student=student), str(options["method"])))
     for key, value in options.items():
         _put(plain, key, value)
     return Row(
@@ -130,12 +131,14 @@ def _variant(base: RunConfig, grid: DomainsConfig, name: str, given: Mapping[str
     )
 
 
-def _check_option(variant: str, key: str) -> None:
+def _check_option(variant: str, key: str, value: Any) -> None:
     section, _, option = key.partition(".")
     known = section in _SECTIONS if option else key in _PLAIN
     if not (known or key in _SINGLE) or key in _OF_THE_GRID:
         names = [*_PLAIN, *(f"{one}.*" for one in _SECTIONS), *_SINGLE]
         raise unknown_name(f"option of variant {variant!r}", key, names)
+    if not option and not isinstance(value, str):
+        raise UsageError(f"variant {variant!r}: {key} {value!r} must be text; put it in quotes")
 
 
 def _put(plain: dict[str, Any], key: str, value: Any) -> None:

@@ -87,7 +87,8 @@ def read_table(records: Iterable[Record]) -> DomainsTable:
         name = _row_of(record)
         if name is None or record.domain != "all" or METRIC not in record.metrics:
             continue
-        row = found.setdefault(name, TableRow(name=name, variant=record.extra.get("variant", "")))
+        variant = "" if name in _REPEATED else record.extra.get("variant", "")
+        row = found.setdefault(name, TableRow(name=name, variant=variant))
         parts = {"held_out": row.oracle if record.role == ORACLE else row.outside}
         part = {**parts, "val": row.inside}.get(record.split)
         if part is not None:

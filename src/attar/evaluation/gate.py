@@ -115,8 +115,8 @@ def decide(
 
     - **go**: zero-shot is behind no probe by more than the margin, interval and all, and no class
       is lost.
-    - **stop**: zero-shot is provably wrong on most images, and a probe is provably better or most
-      classes are lost.
+    - **stop**: zero-shot is provably wrong on most images, and a probe is provably better or at
+      least half of the classes are lost.
     - **blend**: anything else. Where the teacher is right blending costs little, so it is also the
       answer to too few images.
 

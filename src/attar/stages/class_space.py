@@ -49,19 +49,25 @@ def learns(job: Job) -> bool:
 
 
 def check(job: Job) -> None:
-    """Refuse prompts to learn without the text tower that gradients must cross.
+    """Refuse texts to learn without the text tower that gradients must cross.
 
     Raises:
         UsageError: no teacher is given, or one whose tower cannot be used so.
     """
-    if not context_length(job):
+    if not learns(job):
         return
     if job.teacher is None:
         raise UsageError(
-            "prompts are learnt through the teacher's text tower, and a store holds only what it "
+            "texts are learnt through the teacher's text tower, and a store holds only what it "
             "said: give --teacher"
         )
-    prompt_encoder(job.teacher)
+    if context_length(job):
+        prompt_encoder(job.teacher)
+    elif job.teacher.towers is None:
+        raise UsageError(
+            f"method {job.recipe[0].name} trains a copy of the teacher's text tower, and "
+            f"{job.teacher.info.name} does not show it; give a teacher with weights of its own"
+        )
 
 
 def provider(job: Job, knowledge: Knowledge | None) -> ClassFeatures | None:
@@ -74,7 +80,7 @@ def provider(job: Job, knowledge: Knowledge | None) -> ClassFeatures | None:
         _take_learnt(prompts, "class_features", job.config.start_from)
         return prompts
     if job.recipe[0].trains_texts:
-        assert job.teacher is not None  # its student is a copy of one of the towers
+        assert job.teacher is not None  # `check` has made sure of both
         assert job.teacher.towers is not None
         tuned = TrainedTexts.copy_of(job.teacher.towers, [job.prompts_of(name) for name in names])
         _take_learnt(tuned, "class_features", job.config.start_from)

@@ -55,11 +55,12 @@ def check(config: RunConfig, method: Method) -> None:
     for name, value, default in (
         ("weights", chosen.weights, "auto"),
         ("projection", chosen.projection, "random"),
+        ("gelu", chosen.gelu, False),
     ):
         if value != default:
             raise UsageError(
-                f"--student.{name} {value}: --student {TEACHER} starts with the teacher's own "
-                f"weights; leave --student.{name} out"
+                f"--student.{name} {value}: --student {TEACHER} is the teacher's own network with "
+                f"its weights; leave --student.{name} out"
             )
 
 
