@@ -117,8 +117,8 @@ def _open(base: RunConfig, config: DomainsConfig, out: Path, results: Path) -> G
         check_snapshots(base.training.snapshots)
     rows = tuple(in_grid(row, base, out) for row in rows)
     images = read_image_table(base.data, classes, out)
-    log.info("layout: %s", images.layout)
     domains = _domains(config, images)
+    log.info("layout: %s", images.layout)
     elsewhere = (config.lr_domain or domains[0]) not in domains
     once = len(domains) * len(config.seeds) - (0 if elsewhere else 1)
     return Grid(
