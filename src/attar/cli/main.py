@@ -2,6 +2,7 @@
 
 import ast
 import logging
+import multiprocessing
 import os
 import sys
 import warnings
@@ -105,6 +106,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit(error.exit_status)
     except KeyboardInterrupt:
         _say("interrupted; run the same command again to go on")
+        # A reading worker that waits to hand its batch over would be waited for in its turn.
+        for child in multiprocessing.active_children():
+            child.kill()
         sys.exit(130)
     except BrokenPipeError:  # whoever read the output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
