@@ -107,10 +107,50 @@ def test_the_table_ranks_unseen_classes_alone_and_among_all(grid: Path, tmp_path
             and record.extra["row"] == (ROWS[1] if row == "teacher" else row)
         ]
         assert rows[row]["unseen classes"] == f"{100 * found[0]:.1f}"
-    coherence = (grid / "table.md").read_text().split("\n\n")[2]
+    coherence = (grid / "table.md").read_text().split("\n\n")[4]
     assert "M_rel" in coherence
     assert ROWS[2] in coherence
     assert "closed-set" not in coherence
+
+
+def test_methods_and_variants_are_rows_beside_the_words(root: Path, tmp_path: Path) -> None:
+    variants = tmp_path / "variants.yaml"
+    variants.write_text("unpaired: {method: dime-fm, texts: SENTENCES, training.lr: 2e-3}\n")
+    sentences = tmp_path / "sentences.txt"
+    sentences.write_text("a red thing\nsomething blue\na wall\n")
+    variants.write_text(variants.read_text().replace("SENTENCES", str(sentences)))
+    config = ClassesConfig(
+        rows=("classification",), methods=("feature-mse", "erm"), variants=variants, lrs=(LR,)
+    )
+    results = run_classes(base_config(root), config, tmp_path / "out")
+    tables = (results / "table.md").read_text().split("\n\n")
+    (tmp_path / "first.md").write_text(tables[0])
+    (tmp_path / "second.md").write_text(tables[2])
+    rows = ["classification", "feature-mse", "erm", "unpaired"]
+    assert list(rows_of(tmp_path / "first.md")) == ["chance", "teacher", *rows]
+    assert read_json(results / "learning-rates.json")["unpaired"]["chosen"] == 2e-3
+
+    fidelity = rows_of(tmp_path / "second.md")
+    assert list(fidelity) == rows
+    run = run_of(results, "feature-mse")
+    last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
+    assert fidelity["feature-mse"]["seconds"] == f"{last['time']:.0f}"
+    (said,) = [
+        record.metrics["agreement"]
+        for record in read_records(results / "results.jsonl")
+        if (record.extra["row"], record.split, record.domain, record.task)
+        == ("feature-mse", "unseen_classes", "all", "fidelity")
+    ]
+    assert fidelity["feature-mse"]["agreement: unseen classes"] == f"{100 * said:.1f}"
+    assert fidelity["erm"]["agreement: unseen classes"] == "–"  # it answers seen classes alone
+
+
+def test_a_row_named_twice_is_refused(root: Path, tmp_path: Path) -> None:
+    variants = tmp_path / "variants.yaml"
+    variants.write_text("classification: {method: li2023}\n")
+    config = ClassesConfig(rows=("classification",), variants=variants, lrs=(LR,))
+    with pytest.raises(UsageError, match="named twice"):
+        run_classes(base_config(root), config, tmp_path / "out")
 
 
 def test_descriptions_reach_the_prompts(grid: Path) -> None:

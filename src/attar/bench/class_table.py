@@ -1,4 +1,4 @@
-"""Two tables from the records of a grid of unseen classes: accuracy and coherence, a row a row."""
+"""Tables from the records of a grid of unseen classes: accuracy, fidelity and coherence."""
 
 import statistics
 from collections import defaultdict
@@ -14,6 +14,8 @@ TEACHER = "teacher"
 METRIC = "mean_per_class_recall"
 _ZERO_SHOT = "zeroshot_classification"
 _GENERALISED = "generalised_zeroshot_classification"
+_AGREEMENT = "agreement"
+_ECE = "ece"
 _COHERENCE = (
     ("relative_coherence", "M_rel ↑", 1.0),
     ("neighborhood_overlap@5", "M_neigh, k=5 ↑", 1.0),
@@ -41,6 +43,9 @@ def write_class_tables(
         f"Mean per-class accuracy in % ({noted}). Unseen classes are ranked among unseen classes "
         "alone, except in the columns “among all”. Rows “mean of the last epochs” average the "
         "results of several students; the others are of one.",
+        fidelity_table(records, rows),
+        "Agreement with the teacher's answers and calibration error (ECE) in %; seconds of "
+        "training on the machine of the run.",
         coherence_table(records, rows),
     ]
     return write_results(records, folder, "\n\n".join(parts) + "\n")
@@ -48,8 +53,10 @@ def write_class_tables(
 
 def accuracy_table(records: Iterable[Record], rows: Sequence[str]) -> str:
     """Return Markdown: for every split and, of unseen classes, every domain, the accuracy in %."""
+    records = list(records)
     found: dict[str, dict[Column, list[float]]] = defaultdict(lambda: defaultdict(list))
     chance: dict[Column, float] = {}
+    teachers = dict.fromkeys(r.model for r in records if _row_of(r) == TEACHER)
     for record in records:
         row = _row_of(record)
         if row is None or METRIC not in record.metrics or record.split not in _SPLIT_NAMES:
@@ -59,16 +66,49 @@ def accuracy_table(records: Iterable[Record], rows: Sequence[str]) -> str:
             continue
         if record.split != "unseen_classes" and record.domain != "all":
             continue
+        if row == TEACHER and len(teachers) > 1:
+            row = f"{TEACHER} {record.model}"
         found[row][column].append(100 * record.metrics[METRIC])
         chance[column] = 100 / record.extra["num_classes"]
     columns = sorted({c for row in found.values() for c in row}, key=_column_order)
     head = ["", *(_column_name(c) for c in columns)]
     body = [["chance", *(f"{chance[c]:.1f}" for c in columns)]]
+    asked = [TEACHER, *(f"{TEACHER} {model}" for model in teachers)]
     averaged = [name for one in rows for name in (one, f"{one}{_AVERAGED}")]
-    for row in (TEACHER, *averaged):
+    for row in (*asked, *averaged):
         if row in found:
-            texts = [mean_text(found[row].get(c, []), spread=row != TEACHER) for c in columns]
+            texts = [mean_text(found[row].get(c, []), spread=row not in asked) for c in columns]
             body.append([row, *texts])
+    return markdown(head, body)
+
+
+def fidelity_table(records: Iterable[Record], rows: Sequence[str]) -> str:
+    """Return Markdown: on each split how often a student answers as the teacher does and how far
+    its confidence is from its accuracy, and what its training took."""
+    found: dict[tuple[str, str, str], list[float]] = defaultdict(list)
+    seconds: dict[str, dict[int, float]] = defaultdict(dict)
+    for record in records:
+        if record.role != "student" or record.domain != "all" or record.split not in _SPLIT_NAMES:
+            continue
+        row = str(record.extra["row"])
+        if record.task != _GENERALISED:
+            for metric in (_AGREEMENT, _ECE):
+                if metric in record.metrics:
+                    found[row, metric, record.split].append(100 * record.metrics[metric])
+        if "training_seconds" in record.extra:
+            seconds[row][record.extra["seed"]] = record.extra["training_seconds"]
+    kinds = [(metric, split) for metric in (_AGREEMENT, _ECE) for split in _SPLIT_NAMES]
+    kinds = [kind for kind in kinds if any((row, *kind) in found for row in rows)]
+    titles = {_AGREEMENT: "agreement", _ECE: "ECE"}
+    head = ["", *(f"{titles[metric]}: {_SPLIT_NAMES[split]}" for metric, split in kinds), "seconds"]
+    body = [
+        [
+            row,
+            *(mean_text(found.get((row, *kind), [])) for kind in kinds),
+            f"{statistics.fmean(seconds[row].values()):.0f}" if seconds[row] else NOTHING,
+        ]
+        for row in rows
+    ]
     return markdown(head, body)
 
 

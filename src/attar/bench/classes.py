@@ -7,7 +7,9 @@
 A cell whose results are there is never run again, so the grid goes on where it was killed.
 """
 
+import json
 import logging
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ from attar.bench.cells import (
 from attar.bench.class_rows import DESCRIPTIONS, config_of
 from attar.bench.class_table import write_class_tables
 from attar.bench.config import ClassesConfig
+from attar.bench.rows import Row, in_grid, method_rows, variant_rows
 from attar.data.classes import read_class_list
 from attar.data.emoji import HELD_OUT_FAMILY, emoji_concepts, extract_emoji
 from attar.data.splits import SplitConfig
@@ -62,6 +65,7 @@ class ClassGrid:
     """A grid under way."""
 
     base: RunConfig
+    rows: Mapping[str, Row]
     config: ClassesConfig
     out: Path
     results: Path
@@ -87,23 +91,24 @@ def run_classes(
             "there are no unseen classes: give --splits.unseen-share 0.5, --splits.unseen-classes "
             "FILE, or a manifest whose split column names unseen_classes"
         )
-    evaluation = replace(base.evaluation, tasks=TASKS)
-    base = replace(base, store=base.store or out / "store", evaluation=evaluation, references=False)
+    base = replace(base, evaluation=replace(base.evaluation, tasks=TASKS))
+    rows = _rows(base, config, out)
     classes = read_class_list(base.data.classes) if base.data.classes else None
     table = read_image_table(base.data, classes, out)
-    chooses = len(config.lrs) > 1
+    chooses = any(len(row.lrs) > 1 for row in rows.values())
     if chooses and (not base.splits.val_fraction or _divided_without_val(table)):
         raise UsageError(
             "learning rates are chosen on validation images and there are none: give one --lrs, or "
             "name images for the split val"
         )
     digest = digest_of(table, base.splits.unseen_classes)
-    grid = ClassGrid(base=base, config=config, out=out, results=results or out, digest=digest)
-    for row in config.rows:
-        for cell in _trials(grid, row):  # refuses names and strange results before anything is run
-            check_names(_config_of(grid, cell))
+    grid = ClassGrid(
+        base=base, rows=rows, config=config, out=out, results=results or out, digest=digest
+    )
+    for row in rows:
+        for cell in _trials(grid, row):  # refuses strange results before anything is run
             _load(grid, cell)
-    for row in config.rows:
+    for row in rows:
         lr = _choose_lr(grid, row)
         for seed in config.seeds:
             _run(grid, ClassCell(row=row, seed=seed, lr=lr))
@@ -134,9 +139,28 @@ def emoji_data(out: Path, splits: SplitConfig) -> tuple[DataConfig, SplitConfig,
     return DataConfig(data=(images,)), splits, descriptions
 
 
+def _rows(base: RunConfig, config: ClassesConfig, out: Path) -> dict[str, Row]:
+    """Return the rows that words make, then methods as they come, then variants."""
+    shared = replace(base, store=base.store or out / "store", references=False)
+    worded = [
+        Row(name=name, config=config_of(shared, name, config.descriptions), lrs=config.lrs)
+        for name in config.rows
+    ]
+    further = [
+        *method_rows(base, config.methods, config.lrs),
+        *variant_rows(base, config.variants, config.lrs),
+    ]
+    rows = [*worded, *(in_grid(row, base, out) for row in further)]
+    for row in rows:
+        check_names(row.config)
+    if len({row.name for row in rows}) < len(rows):
+        raise UsageError("a row is named twice among --rows, --methods and --variants")
+    return {row.name: row for row in rows}
+
+
 def _trials(grid: ClassGrid, row: str) -> list[ClassCell]:
     seed = grid.config.seeds[0]
-    return [ClassCell(row=row, seed=seed, lr=lr) for lr in grid.config.lrs]
+    return [ClassCell(row=row, seed=seed, lr=lr) for lr in grid.rows[row].lrs]
 
 
 def _choose_lr(grid: ClassGrid, row: str) -> float:
@@ -159,7 +183,7 @@ def _choose_lr(grid: ClassGrid, row: str) -> float:
 
 
 def _config_of(grid: ClassGrid, cell: ClassCell) -> RunConfig:
-    config = config_of(grid.base, cell.row, grid.config.descriptions)
+    config = grid.rows[cell.row].config
     return replace(
         config,
         splits=replace(config.splits, seed=cell.seed),
@@ -193,16 +217,23 @@ def _run(grid: ClassGrid, cell: ClassCell) -> list[Record]:
         pipeline.distill(config, run, command=f"attar bench classes ({cell.name})", estimated=False)
         records = read_records(run / "results.jsonl")
         said = _what_was_run(config, cell.row)
-        save_cell(_results_of(grid, cell), said, records, cell.facts(), grid.digest)
+        facts = {**cell.facts(), "training_seconds": _training_seconds(run)}
+        save_cell(_results_of(grid, cell), said, records, facts, grid.digest)
         log.info("cell %s is done", cell.name)
     return records
+
+
+def _training_seconds(run: Path) -> float:
+    """Return how long a finished run's steps took, data waits and earlier attempts included."""
+    lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return float(json.loads(lines[-1])["time"])
 
 
 def _tabulate(grid: ClassGrid) -> None:
     """Make results.jsonl and table.md from the finished cells of this grid, and no others."""
     chosen = read_json(grid.results / "learning-rates.json")
     records: list[Record] = []
-    for row in grid.config.rows:
+    for row in grid.rows:
         for seed in grid.config.seeds if row in chosen else ():
             records += _load(grid, ClassCell(row=row, seed=seed, lr=chosen[row]["chosen"])) or []
     facts = {
@@ -212,7 +243,7 @@ def _tabulate(grid: ClassGrid) -> None:
         "weights": grid.base.training.selection,
         "seeds": len(grid.config.seeds),
     }
-    write_class_tables(records, grid.results, grid.config.rows, facts)
+    write_class_tables(records, grid.results, tuple(grid.rows), facts)
 
 
 def _divided_without_val(table: ImageTable) -> bool:

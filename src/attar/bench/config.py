@@ -76,6 +76,10 @@ class ClassesConfig:
     )
     """Rows of the table: terms joined by "+" (classification, feature-mse, image-contrastive,
     proximity, caption) and what enriches the language (descriptions, prompts), or `closed-set`."""
+    methods: tuple[str, ...] = ()
+    """Further rows: methods as they come."""
+    variants: Path | None = None
+    """YAML file of further rows, as for `attar bench domains`."""
     seeds: tuple[int, ...] = (0,)
     """Seeds of training and, without a class list of unseen ones, of the choice of classes."""
     lrs: tuple[float, ...] = (3e-4, 1e-3, 3e-3)
@@ -85,9 +89,9 @@ class ClassesConfig:
     """Class list with descriptions, for the rows that have `descriptions`."""
 
     def __post_init__(self) -> None:
-        for name in ("rows", "seeds", "lrs"):
+        for name in ("rows", "methods", "seeds", "lrs"):
             values = getattr(self, name)
-            if not values or len(set(values)) < len(values):
+            if (not values and name != "methods") or len(set(values)) < len(values):
                 raise UsageError(f"--{name} must name at least one value, and none twice")
 
 

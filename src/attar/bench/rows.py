@@ -1,7 +1,7 @@
 """The rows of a grid: methods as they come, and variants of them that a file describes."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -38,28 +38,41 @@ class Row:
 
 
 def make_rows(base: RunConfig, config: DomainsConfig) -> tuple[tuple[Row, ...], ClassList | None]:
-    """Return the grid's rows with everything but domain, seed and rate, and the class list.
+    """Return the rows of a grid of domains, but for domain, seed and rate, and the class list.
 
     Raises:
         UsageError: an unknown method, teacher, student or option, or a broken file of variants.
     """
-    rows = [
-        Row(name=name, config=_of_method(base, name), lrs=config.lrs) for name in config.methods
-    ]
-    for name, options in read_variants(config.variants).items():
-        rows.append(_variant(base, config, name, options))
+    base = replace(base, protocol="domainbed")
+    rows = [*method_rows(base, config.methods, config.lrs)]
+    rows += variant_rows(base, config.variants, config.lrs)
     classes = None
     for row in rows:
         _, _, classes = check_names(row.config)
     return tuple(rows), classes
 
 
+def method_rows(base: RunConfig, methods: Sequence[str], lrs: tuple[float, ...]) -> list[Row]:
+    """Return a row for each method as it comes."""
+    return [Row(name=name, config=_of_method(base, name), lrs=lrs) for name in methods]
+
+
+def variant_rows(base: RunConfig, path: Path | None, lrs: tuple[float, ...]) -> list[Row]:
+    """Return a row for each entry of a file of variants; no file is no row.
+
+    Raises:
+        UsageError: a broken file, or an option that no variant may set.
+    """
+    found = read_variants(path)
+    return [_variant(base, lrs, name, options) for name, options in found.items()]
+
+
 def in_grid(row: Row, base: RunConfig, out: Path) -> Row:
-    """Give a row the grid's protocol and, when it needs a teacher, a store in `out`.
+    """Keep references out of a row's cells and give it, when it needs a teacher, a store in `out`.
 
     Rows with the same teacher share a store.
     """
-    config = replace(row.config, protocol="domainbed", references=False)
+    config = replace(row.config, references=False)
     if _asks_teacher(config):
         folder = "store" if config.teacher == base.teacher else f"store-{_slug(config.teacher)}"
         if config.embed.normalisation != base.embed.normalisation:
@@ -110,7 +123,7 @@ def read_variants(path: Path | None) -> dict[str, dict[str, Any]]:
     return variants
 
 
-def _variant(base: RunConfig, grid: DomainsConfig, name: str, given: Mapping[str, Any]) -> Row:
+def _variant(base: RunConfig, lrs: tuple[float, ...], name: str, given: Mapping[str, Any]) -> Row:
     """Return the row of a variant: the base with the options of the file."""
     options = {str(key).replace("-", "_"): value for key, value in given.items()}
     if "method" not in options:
@@ -126,7 +139,7 @@ def _variant(base: RunConfig, grid: DomainsConfig, name: str, given: Mapping[str
     return Row(
         name=name,
         config=from_options(plain),
-        lrs=grid.lrs if lr is None else (_rate(name, lr),),
+        lrs=lrs if lr is None else (_rate(name, lr),),
         variant=", ".join(words if lr is None else [*words, f"training.lr {lr}"]),
     )
 
