@@ -237,7 +237,7 @@ def tabulate(grid: Grid) -> str:
     rows = dict.fromkeys(r.role for r in records if r.role != "student")
     body = [[row_name(row), *columns(r for r in records if r.role == row)] for row in rows]
     body += [[arm, *columns(r for r in records if r.extra.get("arm") == arm)] for arm in ARMS]
-    chances = {r.domain: r.extra["num_classes"] for r in records}
+    chances = {r.domain: r.extra["num_classes"] for r in records if "acc1" in r.metrics}
     chance = [f"{100 / chances[test]:.1f}" if test in chances else "–" for test, _ in COLUMNS]
     table = markdown(["", *COLUMNS.values()], [["*chance*", *chance], *body])
     write_results(records, grid.results, f"{table}\n\n{note(grid)}\n")
