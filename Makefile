@@ -2,6 +2,8 @@
 PYTHON ?= python3.11
 PYTHON := $(shell command -v $(PYTHON) || command -v python3)
 BIN := .venv/bin
+# Two processes of one thread each; files are not torn apart, for what their tests share.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 .PHONY: help setup demo test check format docs clean
 
@@ -20,13 +22,13 @@ demo: setup  ## distil the offline pocket teacher into a small student; writes r
 	$(BIN)/attar demo --out runs/demo
 
 test: setup  ## run the tests
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 check: setup  ## what has to pass before a change lands
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 format: setup  ## format and fix what can be fixed
 	$(BIN)/ruff format .

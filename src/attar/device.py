@@ -4,6 +4,7 @@ import ctypes
 import os
 import platform
 import random
+import signal
 from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 from pathlib import Path
@@ -174,6 +175,15 @@ class Processes:
     def wait(self) -> None:
         """Wait until every process is here."""
         self._state.wait_for_everyone()
+
+
+def ignore_interrupts(worker: int) -> None:
+    """Leave Ctrl-C to the main process, which ends its workers when it has put things right.
+
+    What a DataLoader calls in each worker. One that is interrupted itself may hold a lock that the
+    main process then waits for, or write its traceback to the screen.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def prepare_process() -> None:

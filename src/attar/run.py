@@ -144,12 +144,12 @@ _PATHS = ("store", "baseline", "start_from", "texts")
 
 
 def with_method_defaults(section: T, defaults: Mapping[str, Any], prefix: str) -> T:
-    """Return a section with the method's defaults where the user left attar's."""
+    """Return a section with the method's defaults, then attar's, where the user said nothing."""
     own: Any = section
     values = {f.name: getattr(own, f.name) for f in fields(own)}
-    untouched = {f.name: f.default for f in fields(own)}
-    changes = {k: v for k, v in defaults.items() if values[k] == untouched[k]}
-    return coerce_options(type(section), {**values, **changes}, prefix)
+    known = {**own.UNSET, **defaults}
+    filled = {k: known.get(k) if v is None else v for k, v in values.items()}
+    return coerce_options(type(section), filled, prefix)
 
 
 _BEFORE_THE_START = {

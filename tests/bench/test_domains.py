@@ -29,7 +29,7 @@ from attar import pipeline
 from attar.bench.domains import run_domains
 from attar.data.domainbed import make_domainbed_splits
 from attar.data.table import ImageTable
-from attar.errors import UsageError
+from attar.errors import AttarError, UsageError
 from attar.files import read_json, sha256_file, write_json
 from attar.records import read_records
 from attar.run import DataConfig
@@ -284,6 +284,47 @@ def test_held_out_images_have_no_say_in_the_learning_rate(
         }
     }
     assert rows_of(results / "table.md")["erm"]["photo"] == "0.0"
+
+
+def test_a_domain_that_only_the_rates_were_chosen_on_is_no_column(
+    grid: FinishedGrid, ran: list[str], results: Path, tmp_path: Path
+) -> None:
+    assert grid_config(grid.root).lr_domain == "photo"
+    part = grid_config(grid.root, domains=("art", "sketch"))
+    run_domains(base_config(grid.root), part, tmp_path / "elsewhere", results)
+    assert ran == []
+    assert chosen_of(results) == chosen_of(grid.out)
+    rows, whole = rows_of(results / "table.md"), rows_of(grid.out / "table.md")
+    for name, row in rows.items():
+        assert list(row)[:3] == ["art", "sketch", "mean"]
+        assert row["art"] == whole[name]["art"]
+    found = read_records(results / "results.jsonl")
+    assert {record.extra["held_out_domain"] for record in found} == {"art", "sketch"}
+
+
+def test_an_unforeseen_failure_stops_no_other_cell(
+    grid: FinishedGrid, ran: list[str], tmp_path: Path
+) -> None:
+    lr = LRS[0]
+    config = grid_config(
+        grid.root, methods=("erm",), lrs=(lr,), lr_domain="art", domains=("art", "sketch"),
+        strict_teacher=None,
+    )  # fmt: skip
+    # Nobody foresees a folder where a file should be.
+    name = f"erm/sketch/seed0-lr{lr:g}"
+    (tmp_path / "cells" / name / "command.txt" / "there").mkdir(parents=True)
+    config = replace(config, seeds=(0, 1))
+    with pytest.raises(AttarError) as caught:
+        run_domains(base_config(grid.root), config, tmp_path)
+    log = tmp_path / "cells" / f"{name}.log"
+    assert str(caught.value).startswith(f"cell {name} failed: IsADirectoryError: ")
+    assert f"(log: {log})" in str(caught.value)
+    assert not isinstance(caught.value, UsageError)
+    assert "Traceback" in log.read_text()
+    assert set(cell_files(tmp_path)) == {
+        f"erm/{d}/seed{s}-lr{lr:g}" for d in ("art", "sketch") for s in (0, 1)
+    } - {name}
+    assert ran[-1] != name
 
 
 def test_results_of_another_configuration_are_refused_before_anything_runs(

@@ -1,5 +1,6 @@
 """E1 to E6: each from what it may see, on a small world with three domains."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -88,6 +89,34 @@ def test_texts_and_source_means_by_hand(asked: EmbeddingsRequest) -> None:
         guess = (features(splits.held_out) @ F.normalize(rows, dim=-1).T).argmax(dim=1)
         record = next(r for r in records if (r.domain, r.extra["embedding"]) == ("sketch", name))
         assert record.metrics["acc1"] == pytest.approx((guess == wanted).float().mean().item())
+
+
+def test_a_class_that_a_domain_lacks_is_named_and_the_others_count(
+    asked: EmbeddingsRequest, root: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(root / "data", tmp_path / "data")
+    shutil.rmtree(tmp_path / "data" / "sketch" / "dog")
+    for number in range(6):
+        path = tmp_path / "data" / "photo" / "owl" / f"{number}.png"
+        path.parent.mkdir(exist_ok=True)
+        random_image(900 + number, (36, 36)).save(path)
+    data, out = DataConfig(data=(tmp_path / "data",)), tmp_path / "out"
+    run_embeddings(replace(asked, data=data, out=out))
+    found = {(r.domain, r.extra["embedding"]): r for r in read_records(out / "results.jsonl")}
+    lacking = {at: r.extra["classes_without_image"] for at, r in found.items()}
+    for name in ("E1", "E2", "E3", "E4", "E5", "E6"):
+        oracle, texts = name in ("E4", "E6"), name in ("E1", "E2")
+        assert lacking["art", name] == (["owl"] if oracle else [])
+        assert lacking["photo", name] == ([] if oracle or texts else ["owl"])
+        assert lacking["sketch", name] == (["dog", "owl"] if oracle else [])
+    # All its images are cats, and a cat is all that the oracles of sketch can answer.
+    assert found["sketch", "E4"].metrics["acc1"] == found["sketch", "E6"].metrics["acc1"] == 1
+    assert found["sketch", "E4"].num_images == 6
+    # Owls are a third of photo, and no source mean can answer them.
+    assert found["photo", "E3"].metrics["acc1"] <= 2 / 3 + 1e-6
+    table = (out / "table.md").read_text()
+    assert "- sketch: it has no image of dog, owl, which E4 and E6 therefore never answer" in table
+    assert "- photo: the source images show no owl, which E3 and E5 therefore never" in table
 
 
 def test_wrong_use_is_refused(asked: EmbeddingsRequest, root: Path) -> None:

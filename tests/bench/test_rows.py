@@ -64,6 +64,20 @@ def test_a_plain_row_is_the_run_it_was_before_there_were_variants(tmp_path: Path
     assert "variant" not in cell.facts()
 
 
+def test_frozen_batchnorm_is_said_as_the_run_has_it(tmp_path: Path) -> None:
+    own = "student: teacher, student.weights: auto"
+    rows = rows_of(
+        tmp_path,
+        f"""
+        tuned: {{method: fine-tune, {own}}}
+        live: {{method: fine-tune, {own}, student.freeze-bn: false}}
+        """,
+        methods=("erm",),
+    )
+    frozen = {name: what_was_run(row.config)["student"]["freeze_bn"] for name, row in rows.items()}
+    assert frozen == {"erm": False, "tuned": True, "live": False}
+
+
 def test_another_teacher_has_a_store_of_its_own(tmp_path: Path) -> None:
     rows = rows_of(
         tmp_path,

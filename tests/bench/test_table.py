@@ -1,6 +1,7 @@
 """The Markdown table and the cells' files, from records written by hand."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -128,6 +129,30 @@ def test_a_variant_is_a_row_of_its_own_and_is_explained() -> None:
     assert lines[3].startswith("| erm | 50.0 |")
     assert lines[4].startswith("| erm+swad | 75.0 |")
     assert [line for line in lines if line.startswith("- ")] == ["- erm+swad: method erm."]
+
+
+def test_each_teacher_has_a_row_with_its_name() -> None:
+    def of_variant(name: str) -> dict[str, object]:
+        return {"held_out_domain": "art", "seed": 0, "method": name, "variant": f"teacher {name}"}
+
+    records = [
+        replace(record(0.5, "art", role="teacher"), model="pocket"),
+        replace(record(0.9, "art", role="teacher", extra=of_variant("a")), model="ViT-B-16/openai"),
+        replace(record(0.8, "art", role="teacher", extra=of_variant("b")), model="RN50/openai"),
+        replace(record(0.1, "art", role="teacher", extra=of_variant("c")), model="pocket"),
+        record(0.4, "art"),
+    ]
+    table = read_table(records)
+    assert [(row.name, row.outside["art", 0]) for row in table.rows] == [
+        ("teacher pocket (its head saw this domain)", pytest.approx(50)),
+        ("teacher RN50/openai", pytest.approx(80)),
+        ("teacher ViT-B-16/openai", pytest.approx(90)),
+        ("erm", pytest.approx(40)),
+    ]
+    assert [row.repeated for row in table.rows] == [True, True, True, False]
+    assert table.reference is not None
+    assert table.rows[1].minus(table.reference) is None
+    assert not any(row.variant for row in table.rows)
 
 
 def test_an_oracle_is_a_column_that_says_so() -> None:

@@ -3,6 +3,9 @@
 import os
 import shutil
 import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -129,3 +132,64 @@ def test_ctrl_c_is_one_line(world: World, tmp_path: Path) -> None:
         assert process.wait(START) == 130
     err = (tmp_path / "err").read_text()
     assert the_line(err) == "attar: interrupted; run the same command again to go on"
+
+
+INTERRUPTED = """
+import multiprocessing, os, signal, sys, threading, time
+from attar.cli import main
+
+def deaf():
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    told.put(os.getpid())
+    time.sleep(10**6)
+
+def a_worker_died(number, frame):  # as PyTorch has it
+    raise RuntimeError("a worker was killed")
+
+def command(*words, **options):
+    for _ in range(4):
+        multiprocessing.Process(target=deaf).start()
+    with open("children", "w") as file:
+        print(*(told.get() for _ in range(4)), file=file)
+    threading.Thread(target=time.sleep, args=(10**6,)).start()
+    signal.signal(signal.SIGCHLD, a_worker_died)
+    try:
+        signal.raise_signal(signal.SIGINT)
+    except KeyboardInterrupt:
+        raise ImportError("numpy.core.multiarray failed to import")
+
+multiprocessing.set_start_method("fork")
+told = multiprocessing.SimpleQueue()
+main.app = command
+main.main(["distill"])
+"""
+"""Ctrl-C in an extension's import, with processes and a thread that nothing but SIGKILL ends."""
+
+
+def test_ctrl_c_waits_for_nobody(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        timeout=START,
+        check=False,
+    )
+    assert done.stderr == "attar: interrupted; run the same command again to go on\n"
+    assert done.returncode == 130
+    children = [int(pid) for pid in (tmp_path / "children").read_text().split()]
+    assert len(children) == 4
+    end = time.monotonic() + START
+    while not all(map(is_over, children)):
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def is_over(pid: int) -> bool:
+    """Say whether a process has ended, whether or not somebody has asked how."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return True

@@ -39,6 +39,7 @@ def test_an_entry_may_have_several_texts(tmp_path: Path) -> None:
     [
         ("a.jsonl", '"fine"\n{"text": 3}\n', "line 2.*no sentence"),
         ("a.jsonl", '"fine"\nnot json\n', "line 2 is not JSON"),
+        ("a.jsonl", '"fine"\n["good", "half of \\ud83d"]\n', "line 2.*half a character"),
         ("a.jsonl", '{"class": "dog"}\n', "line 1.*no sentence"),
         ("a.csv", "path,label\nx,y\n", "no column text, caption or sentence.*path, label"),
         ("a.csv", "", "no column"),

@@ -61,8 +61,16 @@ def test_braces_count_as_in_a_shell(tmp_path: Path) -> None:
         write_tar(tmp_path / f"{name}.tar", sample("x", 0))
     found = expand(str(tmp_path / "{a,b}-{8..10}.tar"))
     assert [Path(tar).stem for tar in found] == ["a-8", "a-9", "a-10", "b-8", "b-9", "b-10"]
+    backwards = expand(str(tmp_path / "a-{10..8}.tar"))
+    assert [Path(tar).stem for tar in backwards] == ["a-10", "a-9", "a-8"]
     with pytest.raises(UsageError, match="no brace pattern"):
         expand(str(tmp_path / "a-{8}.tar"))
+
+
+def test_a_tar_that_two_patterns_name_is_refused(tmp_path: Path) -> None:
+    write_tars(tmp_path)
+    with pytest.raises(UsageError, match=r"data-\*\.tar gives .*data-001\.tar.* again"):
+        read(tmp_path / "data-001.tar", tmp_path / "data-*.tar")
 
 
 def test_a_missing_tar_is_named(tmp_path: Path) -> None:
@@ -111,6 +119,10 @@ def test_numbers_of_classes_become_names(tmp_path: Path) -> None:
     assert [table.class_names[i] for i in table.labels[:2]] == ["zebra", "cat"]
     with pytest.raises(UsageError, match="does not fit the labels"):
         read(tmp_path / "set" / "test", class_list=listed)
+    (tmp_path / "set" / "classnames.txt").write_text("zebra\n")
+    with pytest.raises(UsageError, match=r"classnames\.txt .* names 1 .* class 1: .* from 0"):
+        read(tmp_path / "set" / "test")
+    assert read(tmp_path / "set" / "test", unlabelled=True).labels == (-1,) * 12
 
 
 def test_an_unchanged_tar_is_not_read_again(tmp_path: Path) -> None:
@@ -176,18 +188,24 @@ def test_a_corrupt_image_or_text_is_set_aside_by_its_address(tmp_path: Path) -> 
         ("4.png", picture(4)),
         ("4.json", b"[1]"),
         ("\udce9.png", picture(5)),
+        *sample("6", 6, caption="half of \ud83d"),
+        *sample("7", 7, labels=["\ud83d"]),
     ]
     write_tar(tmp_path / "x.tar", files)
     aside = tmp_path / "set_aside.json"
     table = read(tmp_path / "x.tar", set_aside=aside)
     assert table.names == ("x.tar/0.png", "x.tar/2.png")
     reasons = set_aside(aside)
-    assert [Member.parse(path).name for path in reasons] == ["1.png", "3.png", "4.png", "?.png"]
+    assert [Member.parse(path).name for path in reasons] == [
+        "1.png", "3.png", "4.png", "?.png", "6.png", "7.png",
+    ]  # fmt: skip
     shown = list(reasons.values())
     assert "truncated" in shown[0] or "Truncated" in shown[0]
     assert shown[1].startswith("3.txt beside it cannot be read")
     assert shown[3] == "its name is not UTF-8"
     assert shown[2] == "4.json beside it cannot be read: it is no JSON object"
+    assert shown[4].startswith("6.json beside it cannot be read: 'utf-8' codec")
+    assert shown[5].startswith("7.json beside it cannot be read: 'utf-8' codec")
 
 
 def test_a_tar_overwritten_in_the_middle_is_named(tmp_path: Path) -> None:
@@ -199,6 +217,38 @@ def test_a_tar_overwritten_in_the_middle_is_named(tmp_path: Path) -> None:
     aside = tmp_path / "set_aside.json"
     assert len(read(tar, set_aside=aside, unlabelled=True)) == 1
     assert "it is damaged at byte" in set_aside(aside)[str(tar)]
+
+
+def test_what_lies_behind_a_hole_or_an_end_mark_is_not_lost_in_silence(tmp_path: Path) -> None:
+    (tar,) = write_tars(tmp_path / "data", tars=1, each=4)
+    start = Member.parse(read(tar).paths[2]).start - 512
+    whole, aside = tar.read_bytes(), tmp_path / "set_aside.json"
+    # A download that was written at several places at once, and broke off.
+    tar.write_bytes(whole[:start] + bytes(len(whole) - start) + bytes(1 << 17))
+    assert len(read(tar, set_aside=aside, unlabelled=True)) == 1
+    assert f"nothing but zeros from byte {start:,} on" in set_aside(aside)[str(tar)]
+    tar.write_bytes(whole[:start] + bytes(1024) + whole[start + 1024 :])
+    assert len(read(tar, set_aside=aside, unlabelled=True)) == 1
+    assert f"more behind its end mark, at byte {start + 1024:,}" in set_aside(aside)[str(tar)]
+    tar.write_bytes(whole + whole)
+    assert len(read(tar, set_aside=aside)) == 3
+    assert f"at byte {len(whole):,}" in set_aside(aside)[str(tar)]
+
+
+def test_an_archive_beside_its_class_folders_is_no_tar_of_samples(tmp_path: Path) -> None:
+    files = []
+    for number, label in enumerate(("cat", "dog")):
+        (tmp_path / "pets" / label).mkdir(parents=True)
+        (tmp_path / "pets" / label / "0.png").write_bytes(picture(number))
+        files.append((f"pets/{label}/0.png", picture(number)))
+    write_tar(tmp_path / "pets" / "pets.tar", files)
+    table = read(tmp_path / "pets")
+    assert table.layout == "class/image: 2 classes, 2 images"
+    assert table.class_names == ("cat", "dog")
+    (tmp_path / "other").mkdir()
+    write_tars(tmp_path / "other" / "train")
+    shutil.copytree(tmp_path / "other" / "train", tmp_path / "other", dirs_exist_ok=True)
+    assert read(tmp_path / "other").layout.startswith("3 tars of samples")
 
 
 def test_what_is_no_tar_is_refused_with_the_way_out(tmp_path: Path) -> None:
@@ -268,6 +318,8 @@ def test_an_address_survives_paths_and_manifests(tmp_path: Path) -> None:
 def test_a_protocol_that_is_not_installed_is_named() -> None:
     with pytest.raises(UsageError, match="Protocol not known: nonsense"):
         read("nonsense://bucket/x.tar")
+    with pytest.raises(UsageError, match=r"memory://bucket/photos is no \.tar"):
+        read("memory://bucket/photos")
 
 
 def test_tars_and_folders_stand_side_by_side(tmp_path: Path) -> None:

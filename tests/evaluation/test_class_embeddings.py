@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from attar.errors import UsageError
-from attar.evaluation.class_embeddings import class_means, neighbour_cosines
+from attar.evaluation.class_embeddings import class_means, mean_cosines, neighbour_cosines
 
 N, M, C, D = 7, 23, 3, 5
 RNG = np.random.default_rng(0)
@@ -35,6 +35,13 @@ def test_means() -> None:
     np.testing.assert_allclose(found, expected)
     with pytest.raises(UsageError, match="class 'd' has no labelled image"):
         class_means(IMAGES, LABELS, ["a", "b", "c", "d"])
+
+
+def test_cosines_with_means_skip_a_class_without_images() -> None:
+    found = mean_cosines(QUERIES, IMAGES, np.where(LABELS == 1, 3, LABELS), 4)
+    means = class_means(IMAGES, LABELS, ["a", "b", "c"])
+    np.testing.assert_allclose(found[:, [0, 3, 2]], unit(QUERIES) @ means.T)
+    assert found[:, 1].tolist() == [-1.0] * N
 
 
 @pytest.mark.parametrize("k", [1, 3, 10, 100])

@@ -203,6 +203,34 @@ def test_the_words_carry_the_figures():
     assert summary(found[:1]) == "Go. Distil it."
 
 
+def test_a_probe_and_zero_shot_are_compared_on_the_same_images():
+    images, _, features = world()
+    # A fourth class has one image, which gives every draw its label and is never asked about.
+    own = images.domains == 0
+    labels = np.where(np.arange(360) == 0, 3, images.labels)
+    images = replace(
+        images,
+        labels=labels,
+        class_names=("a", "b", "c", "d"),
+        drawn=images.drawn | (np.arange(360) == 0),
+    )
+    answers = np.where(labels == 3, 0, labels)  # zero-shot is wrong on that one alone
+    found = judge(images, answers, {"teacher": features}, [0], GateConfig(labels_of="own"))
+    teacher, *probes = [r for r in gate_records(found, TEACHER, "drawings", GateConfig())
+                        if r.task == "teacher_gate"]  # fmt: skip
+    assert teacher.metrics["acc1"] == pytest.approx(179 / 180)
+    by_labels = {probe.extra["labels_of"]: probe for probe in probes}
+    assert by_labels["others"].num_images == own.sum() == 180
+    assert by_labels["others"].metrics["zero_shot"] == pytest.approx(179 / 180)
+    probe = by_labels["own"]
+    assert probe.num_images == 179
+    assert probe.metrics["zero_shot"] == 1
+    correct = found[0].probes[1].correct[:, 1:]
+    share = np.nanmean(correct, axis=0).mean()
+    assert probe.metrics["acc1"] == pytest.approx(share)
+    assert probe.metrics["difference"] == pytest.approx(1 - share)
+
+
 def test_every_finding_is_a_line():
     images, answers, features = world()
     found = judge(images, answers, {"teacher": features}, [0, 1], GateConfig())

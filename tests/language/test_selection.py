@@ -1,5 +1,6 @@
 """Sentences for images: seen ones before unseen ones, spread, not twice, resumable, the same."""
 
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from attar.language.selection import CHOSEN, FILLED, LOWER, REDUNDANT, choose, s
 from attar.language.selection_config import SelectionConfig
 from attar.language.selection_output import write_selection
 from attar.language.selection_search import make_search
+from attar.store.parts import part_of
 from attar.store.store import Store
 from attar.store.writer import StoreWriter
 from attar.teachers.base import TeacherInfo
@@ -206,6 +208,14 @@ def test_the_command(store: Store, tmp_path: Path, capfd) -> None:
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
         "page.md", "selection.parquet", "texts.jsonl",
     ]  # fmt: skip
+    part = part_of(store.path, 1) / "store.json"  # of processes that embed into the store
+    part.parent.mkdir(parents=True)
+    part.write_text("{}")
+    with pytest.raises(SystemExit) as stopped:
+        main([*words[:-1], str(store.path), "--count", "24"])
+    assert stopped.value.code == 0
+    assert part.is_file()
+    shutil.rmtree(part.parents[1])
     with pytest.raises(SystemExit) as stopped:
         main([*words, "--count", "0"])
     assert stopped.value.code == 2

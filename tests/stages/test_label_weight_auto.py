@@ -6,15 +6,17 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from tests.doubles import make_openclip_folder
 from tiny_runs import write_pictures
 
 from attar import pipeline
 from attar.data.splits import SplitConfig
 from attar.evaluation.config import EvaluationConfig
+from attar.evaluation.models import features_from_store
 from attar.methods.label_weight import STREAM, reliability
 from attar.run import DataConfig, RunConfig, RunFolder
-from attar.stages import label_weight, planning
+from attar.stages import class_space, label_weight, planning
 from attar.stages.embedding import consult
 from attar.store.config import EmbedConfig
 from attar.store.store import Store
@@ -57,8 +59,12 @@ def knowledge(job):
     return consult(job.teacher, job.images, job.texts, job.config.store, job.config.embed)
 
 
+def streams_of(job, knowledge):
+    return label_weight.streams(job, knowledge, class_space.provider(job, knowledge))
+
+
 def test_reliability_comes_from_the_source_training_images_alone(job, knowledge):
-    (name,), (stream,) = zip(*label_weight.streams(job, knowledge).items(), strict=True)
+    (name,), (stream,) = zip(*streams_of(job, knowledge).items(), strict=True)
     train = job.source.train
     store = Store.open(job.config.store)
     features = torch.tensor(store.image_features(store.image_rows(train.keys))).float()
@@ -75,9 +81,24 @@ def test_reliability_comes_from_the_source_training_images_alone(job, knowledge)
     assert stream(0)[held_out].tolist() == pytest.approx([overall] * 2)
 
 
+def test_the_answers_are_those_under_the_class_features_that_are_trained_towards(job, knowledge):
+    means = replace(job.recipe[1], class_embedding="source-images")
+    other = replace(job, recipe=(job.recipe[0], means))
+    found = streams_of(other, knowledge)[STREAM](0)
+    train = job.source.train
+    features = torch.from_numpy(features_from_store(knowledge.store, train))
+    labels, domains = torch.tensor(train.labels), torch.tensor(train.domains)
+    units = F.normalize(features, dim=-1)
+    centres = torch.stack([units[labels == label].mean(dim=0) for label in range(2)])
+    right = (units @ F.normalize(centres, dim=-1).T).argmax(dim=1) == labels
+    wanted = reliability(right, domains, labels, len(train.domain_names), 2)
+    assert torch.equal(found, wanted)
+    assert not torch.equal(found, streams_of(job, knowledge)[STREAM](0))
+
+
 def test_the_log_says_the_weight_on_each_domain(job, knowledge, caplog):
     with caplog.at_level(logging.INFO, logger="attar"):
-        found = label_weight.streams(job, knowledge)[STREAM](0)
+        found = streams_of(job, knowledge)[STREAM](0)
     said = [line for line in caplog.messages if line.startswith("label weight on ")]
     assert [line.split()[3].rstrip(":") for line in said] == ["art", "photo"]
     train = job.source.train
@@ -92,7 +113,7 @@ def test_the_log_says_the_weight_on_each_domain(job, knowledge, caplog):
 def test_other_weights_need_no_stream(job, knowledge):
     plain = replace(job.recipe[1], label_weight=0.5)
     other = replace(job, recipe=(job.recipe[0], plain))
-    assert label_weight.streams(other, knowledge) == {}
+    assert streams_of(other, knowledge) == {}
     assert label_weight.stand_in(other) == {}
 
 

@@ -18,7 +18,7 @@ from attar.errors import UsageError
 from attar.evaluation.config import EvaluationConfig
 from attar.evaluation.models import features_from_store, student_outputs, student_transform
 from attar.methods.registry import find_method
-from attar.run import DataConfig, RunConfig, RunFolder
+from attar.run import DataConfig, RunConfig, RunFolder, from_options, plain_options
 from attar.stages import class_space, request, white_box
 from attar.stages.embedding import features_for_classes
 from attar.store.config import EmbedConfig
@@ -137,6 +137,49 @@ def test_another_size_and_a_plain_classifier_keep_the_weights(root: Path) -> Non
 def test_what_contradicts_it_is_refused(root: Path, changes: dict, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         request.check_names(request.resolve(config_of(root, method="vl2v-sd", **changes)))
+
+
+@pytest.mark.parametrize(
+    ("method", "given", "frozen"),
+    [("wise-ft", None, True), ("wise-ft", False, False), ("erm", None, False), ("erm", True, True)],
+)
+def test_what_is_said_of_batchnorm_stands_and_silence_means_the_methods_own(
+    root: Path, method: str, given: bool | None, frozen: bool
+) -> None:
+    config = config_of(root, method=method, student_config=StudentConfig(freeze_bn=given))
+    student = start_of(config, load_teacher(str(config.teacher), CPU))
+    assert student.spec.freeze_bn is frozen
+    # A run's own configuration, read back, says the same.
+    again = from_options(plain_options(request.resolve(config)))
+    assert again.student_config.freeze_bn is frozen
+
+
+def test_live_batchnorm_is_measured_anew_under_interpolated_weights(root: Path) -> None:
+    live = {"method": "wise-ft", "student_config": StudentConfig(freeze_bn=False)}
+    runs = [
+        load_student(distil(root, f"live-{share}", method_options={"alpha": share}, **live).path)
+        for share in (0.0, 1.0)
+    ]
+    config = config_of(root, **live)
+    start = start_of(config, load_teacher(str(config.teacher), CPU)).state_dict()
+    for student, weights_stay in zip(runs, (True, False), strict=True):
+        state = student.state_dict()
+        same = {name: torch.equal(state[name], value) for name, value in start.items()}
+        assert all(same[name] for name, _ in student.named_parameters()) is weights_stay
+        # No statistics of the teacher's images are left.
+        assert not any(same[name] for name in same if name.endswith("running_mean"))
+
+
+def test_the_bias_of_the_teachers_projection_cannot_be_left_out(root: Path) -> None:
+    config = config_of(root, method="vl2v-sd", student_config=StudentConfig(projection_bias=False))
+    teacher = load_teacher(str(config.teacher), CPU)
+    with pytest.raises(UsageError, match=r"^--student\.projection-bias False: .* with a bias"):
+        start_of(config, teacher)
+    assert teacher.towers is not None
+    torch.nn.init.zeros_(teacher.towers.image.trunk.fc.bias)
+    student = start_of(config, teacher)
+    assert not student.spec.projection_bias
+    assert_is_the_teacher(student, teacher)
 
 
 def test_a_teacher_whose_tower_is_not_seen_is_refused_by_name(root: Path) -> None:

@@ -246,3 +246,32 @@ def test_the_estimate_of_bytes_is_near_the_truth(
 def test_a_wrong_config_is_refused(field: str, value: object, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         EmbedConfig(**{field: value})
+
+
+class OneOfTwo:
+    """A process of two that run one after the other: neither has to wait."""
+
+    world = 2
+
+    def __init__(self, rank: int) -> None:
+        self.rank = rank
+        self.is_main = rank == 0
+
+    def wait(self) -> None:
+        pass
+
+
+def test_a_share_of_broken_images_alone_ends_no_command(
+    tmp_path: Path, teacher: Teacher, make_table: Callable[..., ImageTable]
+) -> None:
+    table, store = make_table(6), tmp_path / "store"
+    for path in table.paths[3:]:
+        Path(path).write_bytes(b"good when it was listed")
+    for rank in (1, 0):
+        embed_images(teacher, table, store, FAST, OneOfTwo(rank))
+    assert Store.open(store).has_images(table.keys).tolist() == [True] * 3 + [False] * 3
+    for path in table.paths[:3]:
+        Path(path).write_bytes(b"good when it was listed")
+    embed_images(teacher, table, tmp_path / "other", FAST, OneOfTwo(1))
+    with pytest.raises(AttarError, match="none of the 6 images could be read"):
+        embed_images(teacher, table, tmp_path / "other", FAST, OneOfTwo(0))

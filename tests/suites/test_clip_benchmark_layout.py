@@ -89,6 +89,9 @@ BREAK = {
     "it ends early, at byte": lambda test: _cut(
         test / "1.tar", read_samples(test / "1.tar")[1].start - 512
     ),
+    "more behind its end mark": lambda test: (test / "1.tar").write_bytes(
+        (test / "0.tar").read_bytes() + (test / "1.tar").read_bytes()
+    ),
     "lacks 1 of 2 tars, first 1.tar": lambda test: (test / "1.tar").unlink(),
     "nshards.txt cannot be read": lambda test: (test / "nshards.txt").unlink(),
     "not the number of tars": lambda test: (test / "nshards.txt").write_text("two"),

@@ -8,6 +8,7 @@ from tests.stages.tiny_runs import CLASSES
 
 from attar.errors import UsageError
 from attar.evaluation.features import read_features
+from attar.evaluation.zero_shot import TASK
 from attar.files import sha256_file
 from attar.suites.corruption_kinds import corrupt
 
@@ -71,6 +72,18 @@ def test_the_same_seed_measures_the_same_and_a_limit_draws_images(
     assert np.array_equal(first, second)
     assert not np.array_equal(first, third)
     assert {r.extra["seed"] for r in other} == {2}
+
+
+def test_rows_that_an_earlier_command_left_over_other_images_are_named(
+    root: Path, run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    other = run.name
+    corrupted(root, run, tmp_path, suite_limit=4, others=(str(run),))
+    assert "do not compare" not in caplog.text
+    records = corrupted(root, run, tmp_path)
+    assert {r.num_images for r in records if r.role == "student" and r.task == TASK} == {9}
+    assert {r.num_images for r in records if r.role == other and r.task == TASK} == {4}
+    assert f"do not compare: {other} ({TASK}); give another --out" in caplog.text
 
 
 def test_what_cannot_be_corrupted_is_refused(root: Path, run: Path, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """ELEVATER on tiny copies: each metric, both layouts, and what is said of the sets that lack."""
 
+import re
 import struct
 from pathlib import Path
 
@@ -72,6 +73,27 @@ def test_each_set_has_its_own_metric(
     place = data / "food101"
     assert "food101 is not measured: not there; get clip-benchmark/wds_food101" in caplog.text
     assert str(place) in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("names", "labels", "reason"),
+    [
+        (("meme",), [0, 0], "roc_auc needs two classes, and .*classnames.txt names 1"),
+        (("kind", "hateful"), [1, 1], "roc_auc needs images of both classes"),
+        (SIGNS, np.zeros((2, 3), int), "map_11_points needs images that show a class"),
+    ],
+)
+def test_what_its_metric_cannot_score_is_missing_and_the_others_are_measured(
+    run: Path, tmp_path: Path, names: tuple[str, ...], labels, reason: str, caplog
+) -> None:
+    data = tmp_path / "sets"
+    several = isinstance(labels, np.ndarray)
+    place = "voc2007_multilabel" if several else "hateful_memes"
+    write_layout(data / place, names, labels, images=pictures(2, seed=330))
+    write_layout(data / "cifar10", SIGNS, [0, 2], images=pictures(2, seed=340))
+    found = by_domain(measure(run, tmp_path / "out", "elevater", data), "student")
+    assert set(found) == {"cifar10", "all"}
+    assert re.search(f"is not measured: {reason}", caplog.text)
 
 
 def test_kitti_is_squeezed_so_that_no_side_is_cut_off(run: Path, tmp_path: Path) -> None:

@@ -1,5 +1,8 @@
 """Batches are pure functions of seed, step, rank and world, and pair images with features."""
 
+import multiprocessing
+import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -51,6 +54,21 @@ def with_views(tmp_path: Path) -> Path:
             params = [view.to_json() for view in views]
             writer.add_images(table.keys, table.names, f"view-{number}", features, params)
     return folder
+
+
+def test_reading_workers_leave_an_interrupt_to_the_main_process(images: Path) -> None:
+    feed = make_feed(images, config(workers=2))
+    reading = feed.batches(range(12), "clean", ALONE)
+    read = [next(reading)]
+    workers = multiprocessing.active_children()
+    assert len(workers) == 2
+    for worker in workers:  # a terminal tells them all
+        assert worker.pid is not None
+        os.kill(worker.pid, signal.SIGINT)
+    read += list(reading)
+    assert len(read) == 12
+    for one, other in zip(read, batches(make_feed(images, config()), range(12)), strict=True):
+        assert_equal(one, other)
 
 
 def test_a_batch_pairs_images_with_labels_domains_and_features(images: Path) -> None:

@@ -14,6 +14,7 @@ from attar.errors import UsageError
 from attar.files import read_json, sha256_file, sha256_text, write_json
 from attar.records import Record
 from attar.run import RunConfig, differences, plain_options
+from attar.stages.request import fill_sections
 
 _PLACES = ("data", "store", "classes", "baseline")
 """Options that say where something is and not what it is."""
@@ -59,7 +60,7 @@ def what_was_run(config: RunConfig) -> dict[str, Any]:
         name: {k: v for k, v in value.items() if k not in _PACE}
         if isinstance(value, dict)
         else value
-        for name, value in plain_options(config).items()
+        for name, value in plain_options(fill_sections(config)).items()
         if name not in _PLACES
     }
 

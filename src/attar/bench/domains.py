@@ -12,6 +12,7 @@ that fails stops no other; the grid then ends in an error that names it.
 """
 
 import logging
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -262,6 +263,11 @@ def _run_here(task: Task) -> str:
         pipeline.distill(task.config, task.run, command=task.command, estimated=False)
     except AttarError as error:
         return str(error)
+    except Exception as error:  # as in a process of its own, it stops no other cell
+        task.log.parent.mkdir(parents=True, exist_ok=True)
+        with task.log.open("a", encoding="utf-8") as log:
+            traceback.print_exc(file=log)
+        return f"{type(error).__name__}: {' '.join(str(error).split())} (log: {task.log})"
     return ""
 
 
@@ -315,14 +321,19 @@ def _measure_strict_teacher(grid: Grid, domain: str) -> None:
 
 
 def _tabulate(grid: Grid) -> None:
-    """Make the results and the table from the finished cells with their rows' chosen rates."""
+    """Make the results and the table from the finished cells with their rows' chosen rates.
+
+    A domain that only the rates were chosen on is no result.
+    """
     rates = _rates(grid)
+    only_tried = {grid.config.lr_domain} - set(grid.domains)
     wanted = [
         record
         for record in load_cells(grid.results / "cells")
         if record.role == STRICT_ROLE
         or rates.get(record.extra["method"], {}).get("chosen") == record.extra["lr"]
     ]
+    wanted = [record for record in wanted if record.extra["held_out_domain"] not in only_tried]
     if grid.config.oracle:
         wanted += _oracle(grid, wanted)
     facts = {

@@ -15,7 +15,7 @@ from attar.data.classes import read_class_list
 from attar.data.domainbed import make_domainbed_splits
 from attar.data.table import ImageTable
 from attar.errors import UsageError, unknown_name
-from attar.evaluation.class_embeddings import class_means, neighbour_cosines
+from attar.evaluation.class_embeddings import mean_cosines, neighbour_cosines
 from attar.evaluation.metrics import Floats, unit
 from attar.evaluation.models import features_from_store
 from attar.evaluation.zero_shot import classification_metrics
@@ -83,8 +83,12 @@ class HeldOut:
 
     def means_of(self, images: ImageTable) -> Floats:
         """Return cosines with the class means of images."""
-        means = class_means(self.features(images), np.asarray(images.labels), images.class_names)
-        return self.features(self.target) @ means.T
+        return mean_cosines(
+            self.features(self.target),
+            self.features(images),
+            np.asarray(images.labels),
+            len(images.class_names),
+        )
 
     def near(self, images: ImageTable) -> Floats:
         """Return cosines with the mean of the nearest images of each class."""
@@ -104,6 +108,16 @@ class Choice:
     words: str
     cosines: Callable[[HeldOut], Floats]
     oracle: bool = False
+    of_images: bool = False
+    """Whether a class needs images, the held-out domain's for an oracle, else the source's."""
+
+    def without_image(self, held_out: HeldOut) -> list[str]:
+        """Return the classes that it cannot embed, and so never answers."""
+        if not self.of_images:
+            return []
+        images = held_out.target if self.oracle else held_out.source
+        present = set(images.labels)
+        return [name for label, name in enumerate(images.class_names) if label not in present]
 
 
 CHOICES: Mapping[str, Choice] = {
@@ -111,17 +125,27 @@ CHOICES: Mapping[str, Choice] = {
     "E2": Choice(
         words='"a {domain} of a {class}", mean over source domains', cosines=HeldOut.source_domains
     ),
-    "E3": Choice(words="mean image of the class, source", cosines=lambda h: h.means_of(h.source)),
+    "E3": Choice(
+        words="mean image of the class, source",
+        cosines=lambda h: h.means_of(h.source),
+        of_images=True,
+    ),
     "E4": Choice(
         words="mean image of the class, held-out domain",
         cosines=lambda h: h.means_of(h.target),
         oracle=True,
+        of_images=True,
     ),
-    "E5": Choice(words="mean of the nearest images, source", cosines=lambda h: h.near(h.source)),
+    "E5": Choice(
+        words="mean of the nearest images, source",
+        cosines=lambda h: h.near(h.source),
+        of_images=True,
+    ),
     "E6": Choice(
         words="mean of the nearest images, held-out domain",
         cosines=lambda h: h.near(h.target),
         oracle=True,
+        of_images=True,
     ),
 }
 """The paper's names of them."""
@@ -130,9 +154,11 @@ CHOICES: Mapping[str, Choice] = {
 def run_embeddings(asked: EmbeddingsRequest) -> Path:
     """Measure all six on each held-out domain; return the folder of results.jsonl and table.md.
 
+    A class without an image on one side has no embedding there: it is never answered, metrics
+    count the images there are, and the result names it.
+
     Raises:
-        UsageError: images without labels or with fewer than two domains, an unknown domain, or a
-            class without a source image.
+        UsageError: images without labels or with fewer than two domains, or an unknown domain.
     """
     get_templates(asked.data.templates)
     if asked.neighbours < 1:
@@ -197,6 +223,7 @@ def _measure(held_out: HeldOut, domain: str, dataset: str) -> Iterator[Record]:
                 "oracle": choice.oracle,
                 "held_out_domain": domain,
                 "neighbours": held_out.neighbours,
+                "classes_without_image": choice.without_image(held_out),
             },
         )
 
@@ -214,5 +241,26 @@ def _table(records: Sequence[Record]) -> str:
         f"# Class embeddings of {records[0].model}\n\n"
         "Accuracy (%) of the teacher on each held-out domain, nothing trained. The oracles are "
         "made of the held-out domain's own labelled images.\n\n"
-        f"{markdown(['class embedding', *domains, 'mean'], body)}\n"
+        f"{markdown(['class embedding', *domains, 'mean'], body)}\n{_notes(records)}"
     )
+
+
+def _notes(records: Sequence[Record]) -> str:
+    """Name the classes that some embeddings lack, one line a domain and side."""
+    lacking: dict[tuple[str, bool, str], list[str]] = {}
+    for record in records:
+        extra = record.extra
+        if extra["classes_without_image"]:
+            side = record.domain, extra["oracle"], ", ".join(extra["classes_without_image"])
+            lacking.setdefault(side, []).append(extra["embedding"])
+    notes = []
+    for (domain, oracle, names), embeddings in lacking.items():
+        they = " and ".join(embeddings)
+        notes.append(
+            f"- {domain}: it has no image of {names}, which {they} therefore never answer; its "
+            "numbers are over the classes that it has."
+            if oracle
+            else f"- {domain}: the source images show no {names}, which {they} therefore never "
+            "answer."
+        )
+    return "\n" + "\n".join(notes) + "\n" if notes else ""

@@ -20,8 +20,8 @@ _ROW_NAMES = {
     "strict teacher": "strict teacher (never saw this domain)",
     "baseline": "backbone with only its projection fitted",
 }
-_REPEATED = (_POCKET, *_ROW_NAMES.values())
-"""Rows that repeat one measurement; a method's values are of different seeds."""
+_ORDER = (*_ROW_NAMES, "student")
+"""Roles from the top of the table to its bottom."""
 
 Values = dict[tuple[str, int], float]
 """(held-out domain, seed) -> accuracy in %."""
@@ -32,6 +32,8 @@ class TableRow:
     """What is known of one row."""
 
     name: str
+    role: str = "student"
+    """Whose answers they are, as in the records; an oracle is a student."""
     outside: Values = field(default_factory=dict)
     """On the held-out domain."""
     inside: Values = field(default_factory=dict)
@@ -44,7 +46,7 @@ class TableRow:
     @property
     def repeated(self) -> bool:
         """Whether the values repeat one measurement instead of being of different seeds."""
-        return self.name in _REPEATED
+        return self.role != "student"
 
     def minus(self, other: "TableRow") -> Interval | None:
         """Return the mean paired difference to another row with its 95 % interval.
@@ -82,13 +84,16 @@ class DomainsTable:
 def read_table(records: Iterable[Record]) -> DomainsTable:
     """Sort records into a table: top-1 accuracy in %, on all images of a split together."""
     found: dict[str, TableRow] = {}
-    # Variants first: what their cells say of the teacher gives way to what the plain ones say.
-    for record in sorted(records, key=lambda record: not record.extra.get("variant")):
-        name = _row_of(record)
+    # Variants first: what their cells say of a teacher gives way to what the plain ones say of it.
+    ordered = sorted(records, key=lambda record: not record.extra.get("variant"))
+    several = len({record.model for record in ordered if record.role == "teacher"}) > 1
+    for record in ordered:
+        name = _row_of(record, several_teachers=several)
         if name is None or record.domain != "all" or METRIC not in record.metrics:
             continue
-        variant = "" if name in _REPEATED else record.extra.get("variant", "")
-        row = found.setdefault(name, TableRow(name=name, variant=variant))
+        role = "student" if record.role == ORACLE else record.role
+        variant = record.extra.get("variant", "") if role == "student" else ""
+        row = found.setdefault(name, TableRow(name=name, role=role, variant=variant))
         parts = {"held_out": row.oracle if record.role == ORACLE else row.outside}
         part = {**parts, "val": row.inside}.get(record.split)
         if part is not None:
@@ -196,13 +201,16 @@ def _over_domains(values: Values, *, spread: bool) -> str:
     return f"{mean} ± {statistics.stdev(of_seeds):.1f}"
 
 
-def _row_of(record: Record) -> str | None:
+def _row_of(record: Record, *, several_teachers: bool) -> str | None:
+    """Return the name of a record's row; of several teachers, each has a row with its own name."""
     if record.role in ("student", ORACLE):
         return str(record.extra.get("method") or record.method)
     if record.role == "teacher" and record.model == "pocket":
         return _POCKET
+    if record.role == "teacher" and several_teachers:
+        return f"{_ROW_NAMES['teacher']} {record.model}"
     return _ROW_NAMES.get(record.role)
 
 
-def _order(row: TableRow) -> tuple[int, str]:
-    return (_REPEATED.index(row.name), "") if row.repeated else (len(_REPEATED), row.name)
+def _order(row: TableRow) -> tuple[int, bool, str]:
+    return _ORDER.index(row.role), row.name != _POCKET, row.name

@@ -4,11 +4,15 @@ import ast
 import logging
 import multiprocessing
 import os
+import signal
 import sys
+import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TextIO
+from types import FrameType
+from typing import NoReturn, TextIO
 
 from cyclopts import App, CycloptsError, Parameter
 from cyclopts.exceptions import UnknownCommandError
@@ -94,30 +98,73 @@ def main(argv: Sequence[str] | None = None) -> None:
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     _speak_on_stderr()
     tokens = list(sys.argv[1:] if argv is None else argv)
-    try:
-        words = expand_config_file(tokens)
-        _refuse_bare_groups(words)
-        status = app(words, exit_on_error=False, print_error=False)
-    except CycloptsError as error:
-        _say(_one_line(error))
-        sys.exit(2)
-    except AttarError as error:
-        _say(str(error))
-        sys.exit(error.exit_status)
-    except KeyboardInterrupt:
-        _say("interrupted; run the same command again to go on")
-        # A reading worker that waits to hand its batch over would be waited for in its turn.
-        for child in multiprocessing.active_children():
-            child.kill()
-        sys.exit(130)
-    except BrokenPipeError:  # whoever read the output has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
-    except Exception as error:
-        where = " ".join(getattr(error, "__notes__", ())) or f"traceback: {_write_traceback()}"
-        _say(f"{type(error).__name__}: {error} ({where})")
-        sys.exit(1)
+    with _noting_interrupts() as interrupts:
+        try:
+            words = expand_config_file(tokens)
+            _refuse_bare_groups(words)
+            status = app(words, exit_on_error=False, print_error=False)
+        except (KeyboardInterrupt, Exception) as error:
+            if interrupts or isinstance(error, KeyboardInterrupt):
+                _end_interrupted()
+            sys.exit(_say_what_went_wrong(error))
     sys.exit(status if isinstance(status, int) else 0)
+
+
+@contextmanager
+def _noting_interrupts() -> Iterator[list[int]]:
+    """Keep a note of every Ctrl-C, which may come out as another error than KeyboardInterrupt.
+
+    An extension module that is being imported turns it into an ImportError, for one.
+    """
+    noted: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        noted.append(number)
+        raise KeyboardInterrupt
+
+    # Another handler, or none (as under nohup), is somebody's choice.
+    ours = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if not ours or threading.current_thread() is not threading.main_thread():
+        yield noted
+        return
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield noted
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _end_interrupted() -> NoReturn:
+    """Say how to go on and end at once.
+
+    Nothing is waited for: Python would join threads and processes, such as a reading worker that
+    itself waits to hand its batch over.
+    """
+    if hasattr(signal, "SIGCHLD"):  # PyTorch's handler raises an error for every worker that dies
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    _say("interrupted; run the same command again to go on")
+    for child in multiprocessing.active_children():
+        child.kill()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(130)
+
+
+def _say_what_went_wrong(error: BaseException) -> int:
+    """Say it in one line; return the exit status."""
+    if isinstance(error, CycloptsError):
+        _say(_one_line(error))
+        return 2
+    if isinstance(error, AttarError):
+        _say(str(error))
+        return error.exit_status
+    if isinstance(error, BrokenPipeError):  # whoever read the output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    where = " ".join(getattr(error, "__notes__", ())) or f"traceback: {_write_traceback()}"
+    _say(f"{type(error).__name__}: {error} ({where})")
+    return 1
 
 
 class _Stderr(logging.StreamHandler[TextIO]):

@@ -45,7 +45,7 @@ def select_texts(
     texts, pictures = Store.open(store), Store.open(images or store)
     check_writable(out)
     prepare_process()
-    work = out / ".parts"
+    work = out / ".compared"  # not .parts: in a store those are other processes' embeddings
     selection = select(texts, pictures, options, work)
     covered = write_selection(selection, texts, pictures, options, out)
     shutil.rmtree(work)

@@ -2,19 +2,17 @@
 
 A folder is taken for a benchmark when at least half of its domains and half of its classes are
 there by name. Names are then those of DomainBed, however a copy spells them, so that the splits,
-the prompts and the tables of two copies agree; and what is missing is an error, because half a
-download would give numbers that look like the benchmark's.
+the prompts and the tables of two copies agree. What is missing is said, and the layout is then
+"part of" the benchmark: half a download would give numbers that look like the benchmark's.
 """
 
 import gzip
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from importlib import resources
 from pathlib import Path
-
-from attar.errors import UsageError
 
 Parts = tuple[str, ...]
 """A file's path below the data root, folder by folder."""
@@ -64,11 +62,23 @@ class Published:
     @property
     def layout(self) -> str:
         """The benchmark's name, and what was left out."""
-        return (
-            f"{self.benchmark.name} without {self.left_out}"
-            if self.left_out
-            else (self.benchmark.name)
-        )
+        name = f"part of {self.benchmark.name}" if self.missing else self.benchmark.name
+        return f"{name} without {self.left_out}" if self.left_out else name
+
+    @cached_property
+    def missing(self) -> tuple[str, ...]:
+        """The domains, and the classes of other domains, that have no image."""
+        present: dict[str, set[str]] = defaultdict(set)
+        for image in self.images:
+            present[image.domain].add(image.label)
+        domains = [f"domain {name!r}" for name in self.benchmark.domains if name not in present]
+        classes = [
+            f"class {label!r} of domain {name!r}"
+            for name in self.benchmark.domains
+            for label in self.benchmark.classes
+            if name in present and label not in present[name]
+        ]
+        return (*domains, *classes)
 
 
 def find_published(found: Sequence[Parts]) -> Published | None:
@@ -101,29 +111,17 @@ def _image(parts: Parts, domain: str, label: str, wrapped: int) -> PublishedImag
     return PublishedImage(parts=parts, domain=domain, label=label, name=name)
 
 
-def check_complete(published: Published, root: Path) -> None:
-    """Refuse a benchmark of which a domain, or a class of a domain, has no image.
-
-    Raises:
-        UsageError: names what is missing.
-    """
-    benchmark = published.benchmark
-    present: dict[str, set[str]] = defaultdict(set)
-    for image in published.images:
-        present[image.domain].add(image.label)
-    missing = [f"domain {name!r}" for name in benchmark.domains if name not in present]
-    missing += [
-        f"class {label!r} of domain {name!r}"
-        for name in benchmark.domains
-        for label in benchmark.classes
-        if name in present and label not in present[name]
-    ]
-    if missing:
-        more = f" and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""
-        raise UsageError(
-            f"{root} is {benchmark.name} but lacks {', '.join(missing[:_SHOWN])}{more}: complete "
-            "the download, or list the images you mean in a manifest (path, label, domain)"
-        )
+def warning_of(published: Published, root: Path) -> str:
+    """Return what a user must know of an incomplete benchmark; nothing of a complete one."""
+    missing = published.missing
+    if not missing:
+        return ""
+    more = f" and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""
+    return (
+        f"{root} has the layout of {published.benchmark.name} but lacks "
+        f"{', '.join(missing[:_SHOWN])}{more}: unless this is a part on purpose, complete the "
+        "download"
+    )
 
 
 def _published(benchmark: Benchmark, images: list[PublishedImage], others: int) -> Published:

@@ -93,10 +93,16 @@ def _of_json(line: str, where: str, of_class: OfClass | None) -> Iterable[str]:
         if isinstance(value.get("class"), str) and of_class is not None:
             return of_class(value["class"])
         value = next((value[name] for name in COLUMNS if name in value), None)
-    if isinstance(value, str):
-        return (value,)
-    if isinstance(value, list) and all(isinstance(text, str) for text in value):
-        return value
+    texts = [value] if isinstance(value, str) else value
+    if isinstance(texts, list) and all(isinstance(text, str) for text in texts):
+        try:
+            "".join(texts).encode()
+        except UnicodeEncodeError as error:
+            raise UsageError(
+                f"{where} holds half a character ({error.object[error.start]!r}), which no "
+                "text can: leave the line out"
+            ) from error
+        return texts
     raise UsageError(
         f'{where}: {line.strip()[:60]!r} is no sentence; write "a sentence", ["several", "of '
         'them"] or {"text": ...}'

@@ -44,14 +44,27 @@ def is_tars(root: str | Path) -> bool:
 
 
 def holds_tars(root: Path) -> bool:
-    """Whether a `--data` path names tars, or is a folder with tars in it and no images."""
+    """Whether a `--data` path names tars, or is a folder with tars in it and no images.
+
+    An archive that was left beside the folders it was unpacked to is no tar of samples.
+    """
     if is_tars(root):
         return True
     try:
-        names = [path.name for path in root.iterdir()]
+        inside = list(root.iterdir())
     except OSError:  # no folder, or one that cannot be listed, which is said where it is read
         return False
-    return any(n.endswith(".tar") for n in names) and not any(is_image_name(n) for n in names)
+    if not any(path.suffix == ".tar" for path in inside):
+        return False
+    seen = (path for path in inside if not path.name.startswith(".") and path.name != "__MACOSX")
+    return not any(_holds_image(path) for path in seen)
+
+
+def _holds_image(path: Path) -> bool:
+    """Whether a path is an image, or a folder with one in it at any depth."""
+    if not path.is_dir():
+        return is_image_name(path.name)
+    return any(is_image_name(name) for _, _, names in os.walk(path) for name in names)
 
 
 def expand(pattern: str) -> list[str]:
@@ -66,6 +79,9 @@ def expand(pattern: str) -> list[str]:
         here = _matches(one)
         found += here
         missing += [] if here else [one]
+    strange = next((tar for tar in found if not tar.endswith(".tar")), None)
+    if strange is not None:
+        raise UsageError(f"data path {strange} is no .tar: give tars, such as s3://bucket/0.tar")
     if missing:
         more = f" and {len(missing) - 1:,} more" if len(missing) > 1 else ""
         raise UsageError(
@@ -104,7 +120,9 @@ def read_tars(root: Path, *, unlabelled: bool = False, index: Path | None = None
             "KEY.cls, .txt or .json"
         )
     names = None if unlabelled else _class_names(tars[0])
-    entries = entries if names is None else name_classes(entries, names)
+    if names is not None:
+        entries = name_classes(entries, names)
+        _refuse_number_without_name(entries, names, tars[0])
     return Samples(entries=entries, checked=checked, tars=len(tars))
 
 
@@ -123,6 +141,16 @@ def name_classes(entries: Sequence[Entry], names: Sequence[str]) -> list[Entry]:
     ]
 
 
+def _refuse_number_without_name(entries: Sequence[Entry], names: Sequence[str], tar: str) -> None:
+    """Refuse classes that stayed numbers beside a list that should have named them."""
+    numbers = {entry.label for entry in entries if entry.label is not None}
+    if numbers and all(number.isdecimal() for number in numbers) and not numbers <= set(names):
+        raise UsageError(
+            f"{CLASS_NAMES} beside {tar} names {len(names):,} classes and the tars have class "
+            f"{max(map(int, numbers)):,}: numbers count from 0; mend the list, or give --unlabelled"
+        )
+
+
 def _without_braces(pattern: str) -> Iterator[str]:
     """Yield the strings that a shell makes of {a,b} and {000..009}, the leftmost braces first."""
     found = _BRACES.search(pattern)
@@ -133,7 +161,9 @@ def _without_braces(pattern: str) -> Iterator[str]:
     options = found[1].split(",")
     if bounds is not None:
         width = len(bounds[1]) if bounds[1].startswith("0") else 0
-        options = [f"{n:0{width}}" for n in range(int(bounds[1]), int(bounds[2]) + 1)]
+        first, last = int(bounds[1]), int(bounds[2])
+        step = 1 if first <= last else -1
+        options = [f"{n:0{width}}" for n in range(first, last + step, step)]
     elif len(options) == 1:
         raise UsageError(
             f"{{{found[1]}}} in {pattern!r} is no brace pattern: write {{000..009}} or {{a,b}}"

@@ -1,5 +1,6 @@
 """`--data PATH`: find out what a path holds, name it, and read it into one ImageTable."""
 
+import logging
 import os
 import sys
 from collections import defaultdict
@@ -11,13 +12,15 @@ from attar.data.checking import Checked, check_files
 from attar.data.classes import ClassList, match_labels
 from attar.data.images import EXTENSIONS, is_image_name
 from attar.data.manifest import MANIFEST_EXTENSIONS, Entry, read_manifest
-from attar.data.published import check_complete, find_published
+from attar.data.published import find_published, warning_of
 from attar.data.shards import holds_tars, name_classes, read_tars
 from attar.data.splits import check_domain
 from attar.data.table import ImageTable
 from attar.errors import AttarError, UsageError
 from attar.files import write_json
 from attar.members import is_url
+
+log = logging.getLogger(__name__)
 
 _SHOWN = 5
 _EXPECTED = (
@@ -65,13 +68,13 @@ def read_sources(
             tars is kept in the folder "shards" beside it.
         unlabelled: take folders for mere folders and drop a manifest's labels.
         superset: the class list may name classes that the data lacks, the data may have one class
-            only, and a benchmark may be incomplete (evaluation on part of the classes).
+            only, and a benchmark's missing parts are not worth a warning (evaluation on part of the
+            classes).
         held_out_domain: a domain that the data must have.
 
     Raises:
         UsageError: a path is missing, given twice, or holds no readable image; a broken manifest;
-            one class only; a class list that does not fit; no such domain; a benchmark of which a
-            domain or class is missing.
+            one class only; a class list that does not fit; no such domain.
         AttarError: `strict` and a file cannot be read.
     """
     index = None if cache is None else cache.with_name("shards")
@@ -86,6 +89,7 @@ def read_sources(
     _match(class_list, [e for s in sources for e in s.entries], superset)  # before the long read
     if held_out_domain is not None:
         check_domain(held_out_domain, [e.domain for s in sources for e in s.entries])
+    _refuse_twice(sources)
     checked = {path: found for s in sources for path, found in s.checked.items()}
     files = [e.path for s in sources if not s.checked for e in s.entries]
     checked |= check_files(files, cache)
@@ -115,6 +119,18 @@ def _distinct(roots: Sequence[Path]) -> list[Path]:
         if absolute.count(root) > 1:
             raise UsageError(f"data path {root} is given twice: give it once")
     return absolute
+
+
+def _refuse_twice(sources: Sequence[_Source]) -> None:
+    """Refuse patterns that name one tar twice: its images would count twice."""
+    seen: set[str] = set()
+    for source in sources:
+        twice = next((path for path in source.checked if path in seen), None)
+        if twice is not None:
+            raise UsageError(
+                f"data path {source.root} gives {twice} again: give every tar by one path only"
+            )
+        seen |= source.checked.keys()
 
 
 def _find_tars(
@@ -166,8 +182,9 @@ def _find_benchmark(root: Path, found: Sequence[tuple[str, ...]], superset: bool
     published = find_published(found)
     if published is None:
         return None
-    if not superset:
-        check_complete(published, root)
+    warning = "" if superset else warning_of(published, root)
+    if warning:
+        log.warning("%s", warning)
     entries = [
         Entry(
             path=str(root.joinpath(*image.parts)),

@@ -28,6 +28,8 @@ from attar.members import fingerprint, open_tar
 _BLOCK = tarfile.BLOCKSIZE
 _AT_ONCE = 64
 """Samples in memory while they are decoded."""
+_PADDING = 1 << 16
+"""More zeros than programs write behind the last file of a tar: Python, GNU and BSD tar 10 kB."""
 _TOLD_BY = ("cls", "txt", "json")
 """Extensions of the files that say something of the image beside them."""
 
@@ -172,16 +174,7 @@ class _Walk:
         except tarfile.TarError as error:
             self.trouble = self._not_a_tar() if not self._end else f"it ends early ({error})"
             return
-        self._check_end()
-
-    def _check_end(self) -> None:
-        """A whole tar ends in blocks of zeros; anything else there was cut off or overwritten."""
-        self._file.seek(self._end)
-        block = self._file.read(_BLOCK)
-        if len(block) < _BLOCK:
-            self.trouble = f"it ends early, at byte {self._end + len(block):,}"
-        elif block.strip(b"\0"):
-            self.trouble = f"it is damaged at byte {self._end:,}"
+        self.trouble = trouble_behind(self._file, self._end)
 
     def _not_a_tar(self) -> str:
         self._file.seek(0)
@@ -189,6 +182,30 @@ class _Walk:
         if head.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")):
             return "it is compressed, and images are read at any place of a tar: uncompress it"
         return "it is not a tar" if head else "it is empty"
+
+
+def trouble_behind(file: BinaryIO, end: int) -> str | None:
+    """Say what is wrong behind the last file of a tar, which ends at byte `end`; None for a whole.
+
+    A whole tar ends in some blocks of zeros. Readers stop at the first of them, so a hole that a
+    broken download left, or a second tar written behind the first, would be lost in silence.
+    """
+    file.seek(end)
+    block = file.read(_BLOCK)
+    if len(block) < _BLOCK:
+        return f"it ends early, at byte {end + len(block):,}"
+    if block.strip(b"\0"):
+        return f"it is damaged at byte {end:,}"
+    padding = file.read(_PADDING)
+    more = padding.lstrip(b"\0")
+    if more:
+        place = end + _BLOCK + len(padding) - len(more)
+        return (
+            f"there is more behind its end mark, at byte {place:,}: damage, or several tars in one"
+        )
+    if len(padding) == _PADDING:
+        return f"there is nothing but zeros from byte {end:,} on, as in half a download"
+    return None
 
 
 def _whole_samples(walk: _Walk) -> Iterator[_Group]:
@@ -257,6 +274,7 @@ def _told(group: Mapping[str, _Part]) -> dict[str, Any]:
 
 def _text(name: str) -> Callable[[str], dict[str, Any]]:
     def read(text: str) -> dict[str, Any]:
+        text.encode()  # JSON may hold half a character, which no file could take
         return {name: text.strip()} if text.strip() else {}
 
     return read
@@ -274,7 +292,9 @@ def _json(text: str) -> dict[str, Any]:
     if found.get("split", "train") not in SPLIT_NAMES:
         raise ValueError(f"split {found['split']!r} is none of {', '.join(SPLIT_NAMES)}")
     if isinstance(value.get("labels"), list):
-        found["labels"] = tuple(dict.fromkeys(str(label).strip() for label in value["labels"]))
+        labels = [str(label).strip() for label in value["labels"]]
+        "".join(labels).encode()
+        found["labels"] = tuple(dict.fromkeys(labels))
     return found
 
 

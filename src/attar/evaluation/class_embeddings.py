@@ -12,8 +12,8 @@ from attar.errors import UsageError
 from attar.evaluation.metrics import Array, Floats, as_array, unit
 
 _ROWS_AT_ONCE = 512
-_NO_NEIGHBOUR = -1.0
-"""Cosine with a class that has no image but the one that is asked about."""
+_NO_IMAGE = -1.0
+"""Cosine with a class that has no image, or none but the one that is asked about."""
 
 
 def class_means(features: Array, labels: Array, class_names: Sequence[str]) -> Floats:
@@ -32,6 +32,26 @@ def class_means(features: Array, labels: Array, class_names: Sequence[str]) -> F
     if empty:
         raise UsageError(f"class {empty[0]!r} has no labelled image to take the mean of")
     return unit(np.stack([rows[known == c].mean(axis=0) for c in range(len(class_names))]))
+
+
+def mean_cosines(queries: Array, images: Array, labels: Array, num_classes: int) -> Floats:
+    """Return cos(q, mean unit feature of the class's images), -1 for a class without an image.
+
+    Args:
+        queries: [N, D].
+        images: [M, D].
+        labels: [M] the class of each image, -1 for none.
+        num_classes: C.
+
+    Returns:
+        [N, C] cosines.
+    """
+    asked, rows, known = unit(queries), unit(images), as_array(labels)
+    result = np.full((len(asked), num_classes), _NO_IMAGE)
+    for label in np.unique(known[known >= 0]):
+        mean = unit(rows[known == label].mean(axis=0, keepdims=True))
+        result[:, label] = (asked @ mean.T)[:, 0]
+    return result
 
 
 def neighbour_cosines(
@@ -58,7 +78,7 @@ def neighbour_cosines(
     """
     asked, known = unit(queries[0]), unit(images[0])
     classes, keys = as_array(labels), np.asarray(images[1])
-    result = np.full((len(asked), num_classes), _NO_NEIGHBOUR)
+    result = np.full((len(asked), num_classes), _NO_IMAGE)
     for label in range(num_classes):
         own = known[classes == label], keys[classes == label]
         for start in range(0, len(asked), _ROWS_AT_ONCE):
@@ -73,10 +93,10 @@ def _nearest_mean(
 ) -> Floats:
     """Return [n] the cosine of each query with the mean of its k nearest of one class."""
     if not len(own):
-        return np.full(len(queries), _NO_NEIGHBOUR)
+        return np.full(len(queries), _NO_IMAGE)
     cosines = np.where(query_keys[:, None] == keys, -np.inf, queries @ own.T)
     nearest = np.argsort(-cosines, axis=1, kind="stable")[:, :k]
     counted = np.isfinite(np.take_along_axis(cosines, nearest, axis=1))
     means = unit((own[nearest] * counted[..., None]).sum(axis=1))
     found = (queries * means).sum(axis=1)
-    return np.where(counted.any(axis=1), found, _NO_NEIGHBOUR)
+    return np.where(counted.any(axis=1), found, _NO_IMAGE)

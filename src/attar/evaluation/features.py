@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from attar.data.images import read_image
 from attar.data.table import ImageTable
+from attar.device import ignore_interrupts
 from attar.errors import AttarError
 from attar.evaluation.models import EvaluatedModel, Features
 from attar.files import atomic_path
@@ -120,11 +121,13 @@ def image_batches(
     Raises:
         AttarError: an image that cannot be read; it is named.
     """
+    # Starting a process takes longer than reading one batch.
+    workers = workers if len(table) > batch_size else 0
     loader = DataLoader(
         _Images(table.paths, prepare, picture),
         batch_size=batch_size,
-        # Starting a process takes longer than reading one batch.
-        num_workers=workers if len(table) > batch_size else 0,
+        num_workers=workers,
+        worker_init_fn=ignore_interrupts if workers else None,
         collate_fn=_collate,
         # Its own: a loader draws a number at its start, and training's next one must not change.
         generator=torch.Generator(),

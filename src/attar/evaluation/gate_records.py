@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from attar.evaluation.gate import Findings, Probe
 from attar.evaluation.gate_config import GateConfig
 from attar.evaluation.intervals import Interval
@@ -10,7 +12,11 @@ from attar.records import Record
 from attar.teachers.base import TeacherInfo
 
 TASK = "teacher_gate"
-"""A line for the teacher (role "teacher") and each probe (role "probe") on each domain."""
+"""A line for the teacher (role "teacher") and each probe (role "probe") on each domain.
+
+A probe cannot be asked about images that gave it a label in every draw; its line counts the others
+alone, and says what `zero_shot` is on them.
+"""
 CLASS_TASK = "teacher_gate_class"
 """A line for each class of each domain."""
 _NAMED = 3
@@ -139,14 +145,17 @@ def _probe_record(
     common: Mapping[str, Any],
 ) -> Record:
     draws = probe.accuracies
+    asked = np.isfinite(probe.correct).any(axis=0)
+    zero_shot = float(found.right[asked].mean())
     return Record(
         **common,
         model=names[probe.features],
         task=TASK,
         role="probe",
-        num_images=found.num_images,
+        num_images=int(asked.sum()),
         metrics={
-            "acc1": found.zero_shot.value - probe.difference.value,
+            "acc1": zero_shot - probe.difference.value,
+            "zero_shot": zero_shot,
             "deviation": float(draws.std(ddof=1)) if len(draws) > 1 else 0.0,
             **_bounds("difference", probe.difference),
         },

@@ -6,9 +6,10 @@ alone. `auto` lets the labels speak where the teacher is weak,
 
     λ_i = 1 - w · r(domain_i, class_i),
 
-with r how often the teacher's zero-shot answer is right on the training images of that domain and
-class. A teacher that is always right leaves the weights at w and 1 - w; one that is never right is
-not followed at all. B: batch, N: training images, S: domains, C: classes.
+with r how often the teacher's zero-shot answer, under the class features that the run trains
+towards, is right on the training images of that domain and class. A teacher that is always right
+leaves the weights at w and 1 - w; one that is never right is not followed at all. B: batch, N:
+training images, S: domains, C: classes.
 """
 
 from typing import Literal

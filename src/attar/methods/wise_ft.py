@@ -20,7 +20,8 @@ class WiSEFTOptions(FineTuneOptions):
     """Options of `wise-ft`."""
 
     alpha: float = 0.5
-    """α, the fine-tuned weights' share: 0 is the teacher, 1 plain fine-tuning."""
+    """α, the fine-tuned weights' share: 0 is where training began (the teacher, or the student of
+    --start-from), 1 plain fine-tuning."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -20,6 +20,8 @@ SPLITS = {
 ALL = "all"
 _PLAIN = "erm"
 """The method that distils nothing."""
+_UNTRAINED = ("", "untrained", "projection-only")
+"""Methods of rows whose confidence nobody fitted; a trained student's is, on source validation."""
 NOTHING = "–"
 
 _SIDE_BY_SIDE = ("zeroshot_classification", "fidelity")
@@ -296,8 +298,16 @@ def number_cells(table: ResultTable, row: Row) -> list[str]:
     """A row's numbers as text, in the order of `headings`."""
     return [
         *(metric_text(table.headline, row.value(table.headline, d)) for d in table.domains),
-        *(metric_text(metric, row.value(metric)) for metric in table.metrics),
+        *(_over_all(metric, row, table.task) for metric in table.metrics),
     ]
+
+
+def _over_all(metric: str, row: Row, task: str) -> str:
+    """A metric over all images; a zero-shot calibration error that nobody fitted is "raw"."""
+    text = metric_text(metric, row.value(metric))
+    zero_shot = metric == "ece" and not task
+    raw = zero_shot and row.series.method in _UNTRAINED and text != NOTHING
+    return f"{text} (raw)" if raw else text
 
 
 def three_way_table(records: Iterable[Record]) -> list[tuple[str, ...]]:
@@ -320,7 +330,7 @@ def three_way_table(records: Iterable[Record]) -> list[tuple[str, ...]]:
         place = f"{table.dataset}: {place}" if len(datasets) > 1 else place
         for row in table.rows:
             cells = [metric_text(table.headline, row.value(table.headline, d)) for d in domains] + [
-                metric_text(metric, row.value(metric)) for metric in metrics
+                _over_all(metric, row, table.task) for metric in metrics
             ]
             rows.append((place, labels[row.series], *cells))
     return rows

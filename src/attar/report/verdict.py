@@ -87,7 +87,7 @@ def _details(table: ResultTable, student: Row, others: Sequence[Row]) -> list[st
         text = f"Its confidence is off by {percent(error)} points on average"
         teachers = [row for row in others if row.series.role == "teacher"]
         if teachers and math.isfinite(teachers[0].value("ece")):
-            text += f" (the teacher's by {percent(teachers[0].value('ece'))})"
+            text += f" (the teacher's, which nobody fitted, by {percent(teachers[0].value('ece'))})"
         sentences.append(text + ".")
     named = {d: student.value(table.headline, d) for d in table.domains if d != ALL}
     named = {domain: value for domain, value in named.items() if math.isfinite(value)}

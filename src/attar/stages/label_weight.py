@@ -12,6 +12,7 @@ from attar.data.table import ImageTable, concatenate
 from attar.errors import AttarError
 from attar.evaluation.models import features_from_store
 from attar.losses import aligned
+from attar.methods.base import ClassFeatures
 from attar.methods.label_weight import STREAM, reliability
 from attar.stages.corpus import Streams
 from attar.stages.embedding import Knowledge
@@ -20,14 +21,16 @@ from attar.stages.job import Job
 log = logging.getLogger(__name__)
 
 
-def streams(job: Job, knowledge: Knowledge | None) -> Streams:
-    """Return the stream of the teacher's reliability [S + 1, C], the same at every step."""
+def streams(job: Job, knowledge: Knowledge | None, class_features: ClassFeatures | None) -> Streams:
+    """Return the stream of the teacher's reliability [S + 1, C], the same at every step.
+
+    Its zero-shot answers are those under `class_features`, which the run trains towards.
+    """
     if not _wanted(job) or knowledge is None:
         return {}
-    table = _training_images(job)
-    classes = knowledge.of_classes(table.class_names)
-    if classes is None:
+    if class_features is None:
         raise AttarError("label weight auto needs class features")
+    table, classes = _training_images(job), class_features()
     labels, domains = torch.tensor(table.labels), torch.tensor(table.domains)
     features = torch.from_numpy(features_from_store(knowledge.store, table))
     right = aligned(features, classes, labels)

@@ -79,6 +79,7 @@ def learn(job: Job, knowledge: Knowledge | None, run: RunFolder) -> Path:
     """
     method, training = job.recipe[0], job.config.training
     uses_teacher = knowledge is not None and "teacher" in method.needs
+    provider = class_space.provider(job, knowledge)
     feed = Feed(
         job.source,
         knowledge.store if knowledge is not None and uses_teacher else None,
@@ -87,10 +88,10 @@ def learn(job: Job, knowledge: Knowledge | None, run: RunFolder) -> Path:
         online=ask_online(job.teacher) if job.teacher is not None and uses_teacher else None,
         streams=corpus.streams(job, knowledge)
         | domain_texts.streams(job, knowledge)
-        | label_weight.streams(job, knowledge),
+        | label_weight.streams(job, knowledge, provider),
         captions="captions" in job.needs,
     )
-    provider, phases = class_space.provider(job, knowledge), plan_phases(job, feed)
+    phases = plan_phases(job, feed)
     validate = None
     if len(job.source.val) and method.gives_several_labels:
         validate = several_labels.validation(job.source, phases, provider, job.config.evaluation)

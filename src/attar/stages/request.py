@@ -34,9 +34,19 @@ def resolve(config: RunConfig) -> RunConfig:
         UsageError: an unknown method or option.
     """
     method = find_method(config.method)
+    filled = fill_sections(config)
+    return replace(filled, method_options=to_plain(method_options(method, config.method_options)))
+
+
+def fill_sections(config: RunConfig) -> RunConfig:
+    """Fill in what the method, or else attar, sets about training and student.
+
+    Raises:
+        UsageError: an unknown method.
+    """
+    method = find_method(config.method)
     return replace(
         config,
-        method_options=to_plain(method_options(method, config.method_options)),
         training=with_method_defaults(config.training, method.training, "--training."),
         student_config=with_method_defaults(config.student_config, method.student, "--student."),
     )

@@ -5,11 +5,12 @@ teacher's image size its features are the teacher's. This is proved each time, o
 anything else is done.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from attar.errors import UsageError
 from attar.methods.base import Method
@@ -57,7 +58,7 @@ def check(config: RunConfig, method: Method) -> None:
         ("projection", chosen.projection, "random"),
         ("gelu", chosen.gelu, False),
     ):
-        if value != default:
+        if value not in (None, default):
             raise UsageError(
                 f"--student.{name} {value}: --student {TEACHER} is the teacher's own network with "
                 f"its weights; leave --student.{name} out"
@@ -98,8 +99,10 @@ def _take_weights(
         teacher_identity=info.identity,
         logit_scale=info.logit_scale,
     )
+    weights = encoder.weights(student.network)
+    _check_bias(weights, classifier_names(student.network)[0], config, info.name)
     try:
-        student.network.load_state_dict(encoder.weights(student.network))
+        student.network.load_state_dict(weights)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).strip().splitlines()[-1].strip()
         raise UsageError(
@@ -108,6 +111,19 @@ def _take_weights(
         ) from error
     student.clear_projection_bias()
     return Student(student.network, _spec(student, config, encoder, info.name))
+
+
+def _check_bias(
+    weights: Mapping[str, Tensor], projection: str, config: RunConfig, teacher: str
+) -> None:
+    """Refuse to leave out a bias that the teacher's features have."""
+    bias = weights.get(f"{projection}.bias")
+    if config.student_config.projection_bias is False and bias is not None and bias.any():
+        raise UsageError(
+            f"--student.projection-bias False: the image encoder of {teacher} ends in a projection "
+            f"with a bias, without which --student {TEACHER} gives other features; add "
+            "--student.projection-bias"
+        )
 
 
 def _spec(student: Student, config: RunConfig, encoder: ImageEncoder, name: str) -> StudentSpec:

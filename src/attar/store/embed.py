@@ -5,7 +5,6 @@ image that cannot be read is set aside and named, and the run goes on.
 """
 
 import logging
-import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 from attar.data.images import read_image
 from attar.data.table import ImageTable
 from attar.data.views import RecordedView, find_recipe
-from attar.device import Processes
+from attar.device import Processes, ignore_interrupts
 from attar.errors import AttarError
 from attar.files import check_writable, read_json, write_json
 from attar.store.config import EmbedConfig
@@ -159,6 +158,10 @@ def _embed_share(
     processes.wait()
     if processes.is_main:
         adopt_parts(path, teacher.info, config.dtype)
+        if work and not Store.open(path).num_images:
+            raise AttarError(
+                f"none of the {len(work):,} images could be read, see {path / SET_ASIDE}"
+            )
     processes.wait()
     return path
 
@@ -185,7 +188,8 @@ def _fill(
                 _embed_work(teacher, table, work, writer, config, failures)
             finally:
                 _set_aside(path, table, failures)
-            if len(failures) == len(work) and not store.num_images:
+            # Of a share that is small, because little is missing, all may be broken.
+            if len(failures) == len(work) and not store.num_images and share is None:
                 raise AttarError(
                     f"none of the {len(work):,} images could be read; first: "
                     f"{table.paths[failures[0].row]}: {failures[0].reason}"
@@ -330,7 +334,7 @@ def _batches(images: PreparedImages, config: EmbedConfig) -> Iterator[_Prepared]
         shuffle=False,
         num_workers=workers,
         collate_fn=_collate,
-        worker_init_fn=_ignore_interrupt if workers else None,
+        worker_init_fn=ignore_interrupts if workers else None,
     )
     return _name_dead_workers(iter(loader))  # iter starts the workers
 
@@ -356,11 +360,6 @@ def _collate(parts: Sequence[_Prepared]) -> _Prepared:
         pixels=torch.cat(pixels) if pixels else None,
         failures=[failure for part in parts for failure in part.failures],
     )
-
-
-def _ignore_interrupt(worker: int) -> None:
-    """Leave Ctrl-C to the main process, which ends its workers after committing."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _rows(features: Tensor) -> Any:

@@ -1,7 +1,8 @@
 """What a user may choose about the student; free of torch so that `--help` is quick."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 from attar.errors import UsageError
 
@@ -18,11 +19,12 @@ class StudentConfig:
     crop_pct: float | None = None
     """Share of the shorter side that the centre crop keeps in evaluation; the backbone's own by
     default. OpenCLIP keeps all of it: 1."""
-    freeze_bn: bool = False
-    """Keep BatchNorm's running statistics as they were before training, and use them."""
-    projection: Literal["random", "fitted"] = "random"
+    freeze_bn: bool | None = None
+    """Keep BatchNorm's running statistics as they were before training, and use them; by default
+    as the method has it: white-box methods do, the others do not."""
+    projection: Literal["random", "fitted"] | None = None
     """Start the projection at random, or at the ridge solution from the untrained backbone's
-    features to the teacher's."""
+    features to the teacher's; at random where the method does not set the other."""
     projection_bias: bool | None = None
     """Whether the projection has a bias, as it does by default; without one it is zero and stays
     so, as in DIME-FM."""
@@ -32,6 +34,9 @@ class StudentConfig:
     drop_path: float | None = None
     """Stochastic depth while training: the chance that a residual block is left out; the backbone's
     own by default."""
+
+    UNSET: ClassVar[Mapping[str, Any]] = {"freeze_bn": False, "projection": "random"}
+    """What None means where the method sets nothing."""
 
     def __post_init__(self) -> None:
         if self.crop_pct is not None and not 0 < self.crop_pct <= 1:

@@ -235,7 +235,7 @@ def build_student(
         teacher_identity=teacher_identity,
         logit_scale=logit_scale,
         weights=origin,
-        freeze_bn=config.freeze_bn,
+        freeze_bn=bool(config.freeze_bn),
         projection_bias=config.projection_bias is not False,
         gelu=config.gelu and not class_names,
     )

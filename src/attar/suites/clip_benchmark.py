@@ -15,6 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
+from attar.data.table import ImageTable
+from attar.data.tar_index import trouble_behind
 from attar.errors import AttarError, UsageError
 from attar.members import Member
 from attar.prompts import get_templates, read_templates
@@ -80,6 +82,9 @@ def read_set(
     images, lacks = tabulate(listed, class_names, cache, several=several)
     if not len(images):
         return Missing(name, lacks or f"the tars in {folder / 'test'} hold no image")
+    unfit = _unfit_for(metric, images, folder)
+    if unfit:
+        return Missing(name, unfit)
     return LabelledSet(
         name=name,
         images=images,
@@ -87,6 +92,18 @@ def read_set(
         metric=metric,
         lacks=lacks,
     )
+
+
+def _unfit_for(metric: Metric, images: ImageTable, folder: Path) -> str:
+    """Say why a metric is not defined on these images; empty where it is."""
+    if metric == "roc_auc" and len(images.class_names) != 2:
+        place, count = folder / CLASS_NAMES, len(images.class_names)
+        return f"{metric} needs two classes, and {place} names {count:,}"
+    if metric == "roc_auc" and set(images.labels) != {0, 1}:
+        return f"{metric} needs images of both classes, and all are of one"
+    if metric == "map_11_points" and not any(images.label_sets):
+        return f"{metric} needs images that show a class, and none does"
+    return ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,10 +162,10 @@ def read_samples(tar: Path, *, several: bool = False) -> list[Sample]:
                     opened = archive.extractfile(member)
                     labels[key] = opened.read() if opened else b""
                 end = start + -(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
-            # A whole tar ends in zeros; one cut between two members would pass for a short one.
-            file.seek(end)
-            if file.read(tarfile.BLOCKSIZE) != b"\0" * tarfile.BLOCKSIZE:
-                raise tarfile.ReadError(f"it ends early, at byte {end:,}")
+            # One cut between two members would pass for a short one.
+            trouble = trouble_behind(file, end)
+            if trouble is not None:
+                raise tarfile.ReadError(trouble)
     except (OSError, tarfile.TarError) as error:
         reason = getattr(error, "strerror", None) or error
         raise AttarError(f"{tar} cannot be read ({reason}); download it again") from error

@@ -1,16 +1,21 @@
 """The suites by name: one function (SuiteRequest) -> records of one model after the other."""
 
+import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 from attar.errors import UsageError, unknown_name
 from attar.evaluation.evidence import NotMeasurable
 from attar.evaluation.tasks import replace_records
+from attar.records import Record, read_records
 from attar.suites.clip_benchmark import clip_benchmark
 from attar.suites.corrupted import corruptions
 from attar.suites.elevater import elevater
 from attar.suites.imagenet import imagenet, robustness
 from attar.suites.linear_probe import linear_probe
 from attar.suites.request import Suite, SuiteRequest
+
+log = logging.getLogger(__name__)
 
 SUITES: dict[str, Suite] = {
     "imagenet": imagenet,
@@ -40,10 +45,28 @@ def run_suite(request: SuiteRequest) -> Path:
     if name is None:
         raise UsageError("no suite is named: give --suite NAME")
     results = request.out / "results.jsonl"
-    measured = 0
+    measured: list[Record] = []
     for records in find_suite(name)(request):
         replace_records(results, records)
-        measured += len(records)
+        measured += records
     if not measured:
         raise NotMeasurable(f"--suite {name}: no model can be measured on these data")
+    _warn_of_older(results, measured)
     return results
+
+
+def _warn_of_older(results: Path, measured: Sequence[Record]) -> None:
+    """Name the rows of the file that an earlier command left and that are over other images."""
+    images = {(one.dataset, one.split, one.domain): one.num_images for one in measured}
+    older = dict.fromkeys(
+        f"{one.role} ({one.task})"
+        for one in read_records(results)
+        if one.num_images != images.get((one.dataset, one.split, one.domain), one.num_images)
+    )
+    if older:
+        log.warning(
+            "%s also holds results of an earlier command over another number of images, which do "
+            "not compare: %s; give another --out to keep them apart",
+            results,
+            ", ".join(older),
+        )

@@ -108,9 +108,14 @@ def read_facts(address: Address) -> Facts:
     own = next((one.get("attar") for one in entries if one.get("id") == address.model), None)
     own = own if isinstance(own, dict) else {}
     shape = address.shape or _guess_shape(address, entries)
-    if shape == "attar" and not own:
-        names = ", ".join(sorted(str(one.get("id")) for one in entries)) or "none"
-        raise UsageError(f"{address.url} serves no model {address.model!r}; it serves: {names}")
+    names = sorted(str(one.get("id")) for one in entries)
+    # infinity with one model answers for any name, so a misspelt one would pass for a teacher.
+    unlisted = "infinity" in _owners(entries) and address.model not in names
+    if unlisted or (shape == "attar" and not own):
+        raise UsageError(
+            f"{address.url} serves no model {address.model!r}; it serves: "
+            f"{', '.join(names) or 'none'}"
+        )
     advised = own.get("prepare") or {}
     return Facts(
         shape=shape,
@@ -155,8 +160,12 @@ def _models(address: Address) -> Any:
         ) from error
 
 
+def _owners(entries: list[dict[str, Any]]) -> set[str]:
+    return {str(one.get("owned_by")) for one in entries}
+
+
 def _guess_shape(address: Address, entries: list[dict[str, Any]]) -> str:
-    owners = {str(one.get("owned_by")) for one in entries}
+    owners = _owners(entries)
     host = urlsplit(address.url).hostname or ""
     if "attar" in owners or "infinity" in owners:
         return "attar" if "attar" in owners else "infinity"

@@ -1,8 +1,9 @@
 """What a user may choose about training; free of torch so that `--help` is quick."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 from attar.errors import UsageError
 
@@ -21,19 +22,21 @@ class TrainingConfig:
     """Budget in passes over the training images, turned into steps (10 when neither is given)."""
     batch_size: int = 64
     """Images a step and process; a source domain with the `per-domain` sampler."""
-    lr: float = 1e-3
-    """Peak learning rate."""
+    lr: float | None = None
+    """Peak learning rate; 1e-3 where the method does not set another."""
     optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
     """`adam` adds weight decay to the gradient, `adamw` decouples it; `sgd` has momentum 0.9."""
-    weight_decay: float = 0.05
-    """Not applied to biases and normalisation parameters."""
+    weight_decay: float | None = None
+    """Not applied to biases and normalisation parameters; 0.05 where the method does not set
+    another."""
     schedule: Literal["cosine", "step", "one-cycle", "constant"] = "cosine"
     """Over each phase: `cosine` falls to zero, `step` divides by 10 at each milestone, `one-cycle`
     rises from lr/25 to lr over the first 30 % and falls to lr/250,000 (PyTorch's OneCycleLR)."""
     milestones: tuple[float, ...] = (0.5, 0.75)
     """Shares of a phase's steps after which `step` divides the learning rate by 10."""
-    warmup: float = 0.05
-    """Share of each phase's steps in which the learning rate rises linearly."""
+    warmup: float | None = None
+    """Share of each phase's steps in which the learning rate rises linearly; 0.05 where the method
+    does not set another."""
     clip_norm: float | None = None
     """Greatest gradient norm, or none."""
     average: Literal["none", "ema", "tail", "swad", "swad-code"] = "none"
@@ -77,16 +80,26 @@ class TrainingConfig:
     averages (200 of 5000 steps, as VL2V has it)."""
     selection: Literal["last", "best"] = "last"
     """Which weights end a phase: the last ones, or the best on source validation images, those that
-    the phase began with among them."""
+    the phase began with among them. The phase that `swad` averages ends in its average."""
     snapshots: int = 0
     """Students kept at the ends of the last N epochs; results are then also averaged over them (Li
     et al. report the mean of the last 5 epochs)."""
-    objective_lr_factor: float = 1.0
-    """Learning rate of the objective's own parameters relative to the student's."""
+    objective_lr_factor: float | None = None
+    """Learning rate of the objective's own parameters relative to the student's; 1 where the method
+    does not set another."""
     seed: int = 0
     """Decides batch order, augmentation and dropout."""
     log_every: int = 10
     """Steps between lines of metrics.jsonl."""
+
+    UNSET: ClassVar[Mapping[str, Any]] = {
+        "lr": 1e-3,
+        "weight_decay": 0.05,
+        "warmup": 0.05,
+        "objective_lr_factor": 1.0,
+    }
+    """What None means where the method sets nothing: only such options can a method set, since no
+    value of theirs that a user gives can be taken for the default."""
 
     def __post_init__(self) -> None:
         """Refuse impossible values.
@@ -131,6 +144,11 @@ class TrainingConfig:
         if math.isfinite(below):
             wanted += f" and below {below:g}"
         raise UsageError(f"--training.{name.replace('_', '-')} {value}: must be {wanted}")
+
+    def of(self, name: str) -> float:
+        """Return one of the options that a method may set, or what it is when nobody did."""
+        value = getattr(self, name)
+        return float(self.UNSET[name] if value is None else value)
 
     @property
     def averaging(self) -> str:

@@ -28,6 +28,7 @@ from attar.data.splits import SourceSplits
 from attar.data.table import concatenate
 from attar.data.transforms import Transform, train_transform
 from attar.data.views import RecordedView
+from attar.device import ignore_interrupts
 from attar.errors import AttarError, UsageError
 from attar.methods.base import Views
 from attar.store.layout import CLEAN
@@ -230,6 +231,7 @@ class Feed:
             batch_sampler=order,
             collate_fn=_stack,
             num_workers=workers,
+            worker_init_fn=ignore_interrupts if workers else None,
             prefetch_factor=_PREFETCHED_BATCHES if workers else None,
             pin_memory=place.device.type == "cuda",
             # Its own generator: opening a loader must not move the model's random numbers.

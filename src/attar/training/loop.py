@@ -385,7 +385,7 @@ class _Training:
         """Save the student (averaged or best weights as chosen) and mark the run as done."""
         self.student.load_state_dict(read_tensors(self.checkpoints.last, "evaluated"))
         self.student.requires_grad_(True).eval()
-        if self.config.averaging != "none":
+        if self.config.averaging != "none" or any(p.interpolation != 1 for p in self.phases):
             steps = min(_BATCHNORM_STEPS, self.state.step)
             images = self.feed.images(steps, Place(self.place.device))
             reestimate_batchnorm(self.student, images)

@@ -33,17 +33,18 @@ def learning_rate(config: TrainingConfig, step: int, total_steps: int) -> float:
 
     `one-cycle` has a warm-up of its own and reaches its end in the last step.
     """
+    peak = config.of("lr")
     if config.schedule == "one-cycle":
         # OneCycleLR turns at the step _RISE * total - 1, counted from 0, and ends at total - 1.
         top, end = _RISE * total_steps - 1, total_steps - 1
         rising = step <= top
         part = step / top if rising else (step - top) / max(end - top, 1e-9)
-        return config.lr * _one_cycle(_RISE * part if rising else _RISE + (1 - _RISE) * part)
-    warmup_steps = round(config.warmup * total_steps)
+        return peak * _one_cycle(_RISE * part if rising else _RISE + (1 - _RISE) * part)
+    warmup_steps = round(config.of("warmup") * total_steps)
     if step < warmup_steps:
-        return config.lr * (step + 1) / warmup_steps
+        return peak * (step + 1) / warmup_steps
     progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
-    return config.lr * SCHEDULES[config.schedule](progress, config)
+    return peak * SCHEDULES[config.schedule](progress, config)
 
 
 def _one_cycle(progress: float) -> float:
@@ -80,8 +81,9 @@ def build_optimizer(
         raise unknown_name("optimizer", config.optimizer, OPTIMIZERS)
     if config.schedule not in SCHEDULES:
         raise unknown_name("schedule", config.schedule, SCHEDULES)
-    groups = _groups(config, student, 1.0) + _groups(config, others, config.objective_lr_factor)
-    return OPTIMIZERS[config.optimizer](groups, lr=config.lr)
+    factor = config.of("objective_lr_factor")
+    groups = _groups(config, student, 1.0) + _groups(config, others, factor)
+    return OPTIMIZERS[config.optimizer](groups, lr=config.of("lr"))
 
 
 def _groups(
@@ -90,7 +92,7 @@ def _groups(
     trained = [p for p in parameters if p.requires_grad]
     decayed = [p for p in trained if p.ndim > 1]
     spared = [p for p in trained if p.ndim <= 1]
-    pairs = ((decayed, config.weight_decay), (spared, 0.0))
+    pairs = ((decayed, config.of("weight_decay")), (spared, 0.0))
     return [
         {"params": params, "weight_decay": decay, "lr_factor": lr_factor}
         for params, decay in pairs
