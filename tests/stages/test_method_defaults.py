@@ -1,4 +1,4 @@
-"""What a method sets about training and student holds where the user said nothing, and only there."""
+"""What a method sets about training and student holds only where the user said nothing."""
 
 from dataclasses import fields
 from pathlib import Path
