@@ -191,6 +191,11 @@ class RunFolder:
         return self.path / "store"
 
     @property
+    def corpus(self) -> Path:
+        """How many texts of a store are learnt from."""
+        return self.path / "corpus.json"
+
+    @property
     def student(self) -> Path:
         """The trained student."""
         return self.path / "student"

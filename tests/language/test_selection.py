@@ -137,6 +137,13 @@ def test_what_is_written(store: Store, tmp_path: Path) -> None:
     found = select(store, store, config(), tmp_path / "work")
     covered = write_selection(found, store, store, config(), tmp_path / "out")
     assert read_sentences(tmp_path / "out/texts.jsonl") == store.captions(found.chosen)
+    view = Store.open(tmp_path / "out/store")
+    every = np.arange(view.num_texts)
+    assert view.captions(every) == store.captions(found.chosen)
+    assert view.info.teacher == store.info.teacher
+    np.testing.assert_allclose(
+        view.features_of_texts(every), store.features_of_texts(found.chosen), atol=1e-6
+    )  # they are made unit rows once more
     rows = pq.read_table(tmp_path / "out/selection.parquet").to_pylist()
     assert [row["sentence"] for row in rows] == store.captions(np.arange(store.num_texts))
     assert {r["sentence"] for r in rows if r["chosen"]} == set(store.captions(found.chosen))
@@ -151,6 +158,14 @@ def test_what_is_written(store: Store, tmp_path: Path) -> None:
     page = (tmp_path / "out/page.md").read_text()
     assert f"{covered.chosen:.3f} chosen, {covered.random:.3f}" in page
     assert store.captions(found.chosen[:1])[0] in page
+
+
+def test_another_selection_takes_the_place_of_the_first(store: Store, tmp_path: Path) -> None:
+    for count in (36, 24):
+        found = select(store, store, config(count), tmp_path / str(count))
+        write_selection(found, store, store, config(count), tmp_path / "out")
+    view = Store.open(tmp_path / "out/store")
+    assert view.captions(np.arange(view.num_texts)) == store.captions(found.chosen)
 
 
 def test_faiss_finds_what_the_exact_search_finds() -> None:
@@ -206,7 +221,7 @@ def test_the_command(store: Store, tmp_path: Path, capfd) -> None:
     assert "24 of 320 sentences" in capfd.readouterr().out
     assert len(read_sentences(tmp_path / "out/texts.jsonl")) == 24
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
-        "page.md", "selection.parquet", "texts.jsonl",
+        "page.md", "selection.parquet", "store", "texts.jsonl",
     ]  # fmt: skip
     part = part_of(store.path, 1) / "store.json"  # of processes that embed into the store
     part.parent.mkdir(parents=True)

@@ -1,16 +1,20 @@
 """dime-fm from files to a student: sentences are embedded once, streamed, and refused by name."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from tiny_runs import distil
 
 from attar import pipeline
 from attar.errors import UsageError
+from attar.files import write_json
 from attar.run import DataConfig, RunFolder, from_options, to_options
 from attar.store.config import EmbedConfig
 from attar.store.store import Store
+from attar.store.writer import StoreWriter
 
 SENTENCES = ["A cat.", "Two dogs.", "A red house.", "A cat.", "Nothing at all."]
 
@@ -47,6 +51,32 @@ def test_sentences_of_a_file_and_prompts_of_classes(root: Path, sentences: Path)
     other = f"local-dir:{root / 'other-teacher'}"
     with pytest.raises(UsageError, match="holds embeddings of teacher"):
         distil(root, "unpaired-other", method="dime-fm", texts=run / "store", teacher=other)
+
+
+def test_a_store_that_grows_is_learnt_from_as_it_was(
+    root: Path, sentences: Path, tmp_path: Path
+) -> None:
+    run = distil(root, "before", method="dime-fm", texts=sentences)
+    corpus, options = tmp_path / "corpus", {"method": "dime-fm", "teacher": None}
+    shutil.copytree(run / "store", corpus)
+    options |= {"texts": corpus, "store": run / "store"}
+    whole = distil(root, "whole", **options)
+    again = root / "again"
+    (again).mkdir()
+    shutil.copy(whole / "corpus.json", again)  # all that a run killed at its first step has left
+    shutil.copy(whole / "config.yaml", again)
+    teacher = Store.open(corpus).info.teacher
+    with StoreWriter.open(corpus, teacher, Store.open(corpus).info.dtype) as writer:
+        writer.add_texts(["Something new."], np.ones((1, teacher.dim), np.float32))
+    distil(root, "again", **options)
+    for name in ("model.safetensors", "config.json"):
+        assert (again / "student" / name).read_bytes() == (whole / "student" / name).read_bytes()
+    (whole / "done").unlink()
+    shutil.rmtree(corpus)
+    shutil.copytree(run / "store", corpus)
+    write_json(whole / "corpus.json", {"texts": 1000})
+    with pytest.raises(UsageError, match=r"and had 1,000 when the run began"):
+        distil(root, "whole", **options)
 
 
 def test_wrong_use_is_refused_by_name(root: Path, sentences: Path) -> None:

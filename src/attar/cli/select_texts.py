@@ -17,9 +17,10 @@ def select_texts(
 ) -> None:
     """Choose sentences of a store that its images can see and that together cover the images.
 
-    OUT receives the chosen sentences (texts.jsonl, to be given as `--texts`), a table of all
-    sentences with score, nearest image and what became of them (selection.parquet), and a page with
-    examples (page.md). The teacher is not asked; a killed command goes on where it stopped.
+    OUT receives the chosen sentences (texts.jsonl) and a store of their embeddings alone (store),
+    either to be given as `--texts`, a table of all sentences with score, nearest image and what
+    became of them (selection.parquet), and a page with examples (page.md). The teacher is not
+    asked; a killed command goes on where it stopped.
 
     For example:
 

@@ -1,6 +1,7 @@
 """What a selection leaves behind: the chosen sentences, a table of all, and a page to look at."""
 
 import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,8 +24,9 @@ from attar.language.selection import (
 from attar.language.selection_config import SelectionConfig
 from attar.language.selection_search import nearest_cosines
 from attar.store.store import Store
+from attar.store.writer import StoreWriter
 
-TEXTS, TABLE, PAGE = "texts.jsonl", "selection.parquet", "page.md"
+TEXTS, TABLE, PAGE, VIEW = "texts.jsonl", "selection.parquet", "page.md", "store"
 EXAMPLES = 15
 _ROWS = 65_536
 
@@ -52,10 +54,11 @@ class Coverage:
 def write_selection(
     selection: Selection, texts: Store, images: Store, config: SelectionConfig, out: Path
 ) -> Coverage:
-    """Write OUT/texts.jsonl, OUT/selection.parquet and OUT/page.md; return what the page says."""
+    """Write what was chosen to OUT: TEXTS, VIEW, TABLE and PAGE; return what the page says."""
     out.mkdir(parents=True, exist_ok=True)
     names = images.image_names(selection.anchors.rows)
     _write_texts(texts, selection.chosen, out / TEXTS)
+    _write_view(texts, selection.chosen, out / VIEW)
     _write_table(selection, texts, names, out / TABLE)
     covered = _coverage(selection, texts, config)
     write_text(out / PAGE, _page(selection, texts, names, config, covered))
@@ -68,6 +71,19 @@ def _write_texts(texts: Store, chosen: NDArray[np.int64], file: Path) -> None:
         for start in range(0, len(chosen), _ROWS):
             for sentence in texts.captions(chosen[start : start + _ROWS]):
                 stream.write(json.dumps(sentence, ensure_ascii=False) + "\n")
+
+
+def _write_view(texts: Store, chosen: NDArray[np.int64], folder: Path) -> None:
+    """Write a store of the chosen sentences alone, which needs the large one no more."""
+    teacher, dtype = texts.info.teacher, texts.info.dtype
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    with StoreWriter.open(partial, teacher, dtype, shard_rows=_ROWS) as writer:
+        for start in range(0, len(chosen), _ROWS):
+            rows = chosen[start : start + _ROWS]
+            writer.add_texts(texts.captions(rows), texts.features_of_texts(rows))
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.rename(folder)
 
 
 def _write_table(selection: Selection, texts: Store, names: Sequence[str], file: Path) -> None:

@@ -16,6 +16,8 @@ from torch import Tensor
 
 from attar.data.sentences import Entry
 from attar.errors import UsageError
+from attar.files import read_json, write_json
+from attar.run import RunFolder
 from attar.stages.embedding import Knowledge
 from attar.stages.job import Job
 from attar.stages.sentences import check_texts, entries_of, texts_of
@@ -66,8 +68,10 @@ def consult(job: Job, store_path: Path) -> None:
         embed_texts(job.teacher, _file_texts(job), store_path, job.config.embed, missing=missing)
 
 
-def streams(job: Job, knowledge: Knowledge | None) -> Streams:
+def streams(job: Job, knowledge: Knowledge | None, run: RunFolder) -> Streams:
     """Return the run's text stream for this process, as the feed takes it; none where not needed.
+
+    A whole store is learnt from as it was when the run began: it may have grown since.
 
     It remembers 8 bytes a text (and 8 an entry where entries have several), and nothing where all
     texts of a store are learnt from.
@@ -75,9 +79,10 @@ def streams(job: Job, knowledge: Knowledge | None) -> Streams:
     if "text" not in job.needs or knowledge is None:
         return {}
     whole = _whole_store(job)
-    store, rows, starts = knowledge.store, None, None
+    store, rows, starts, first = knowledge.store, None, None, None
     if whole is not None:
         store = Store.open(whole)
+        first = _texts_at_the_start(store, run.corpus)
     else:
         lengths: list[NDArray[np.int64]] = []
 
@@ -93,11 +98,29 @@ def streams(job: Job, knowledge: Knowledge | None) -> Streams:
         rows,
         starts,
         batch_size=_batch_size(job),
+        first=first,
         seed=job.config.training.seed,
         rank=int(os.environ.get("RANK", "0")),
         world=int(os.environ.get("WORLD_SIZE", "1")),
     )
     return {"text": stream}
+
+
+def _texts_at_the_start(store: Store, noted: Path) -> int:
+    """Return how many texts the store had when the run began, noting it then.
+
+    Raises:
+        UsageError: the store has fewer now.
+    """
+    if not noted.is_file():
+        write_json(noted, {"texts": store.num_texts})
+    first = int(read_json(noted)["texts"])
+    if first > store.num_texts:
+        raise UsageError(
+            f"--texts {store.path} has {store.num_texts:,} texts, and had {first:,} when the run "
+            "began: give that store again, or choose another --out"
+        )
+    return first
 
 
 def stand_in(job: Job) -> Streams:

@@ -86,7 +86,7 @@ def learn(job: Job, knowledge: Knowledge | None, run: RunFolder) -> Path:
         training,
         job.student.spec.image_size,
         online=ask_online(job.teacher) if job.teacher is not None and uses_teacher else None,
-        streams=corpus.streams(job, knowledge)
+        streams=corpus.streams(job, knowledge, run)
         | domain_texts.streams(job, knowledge)
         | label_weight.streams(job, knowledge, provider),
         captions="captions" in job.needs,

@@ -31,6 +31,7 @@ class TextStream:
         starts: NDArray[np.int64] | None = None,
         *,
         batch_size: int,
+        first: int | None = None,
         seed: int = 0,
         rank: int = 0,
         world: int = 1,
@@ -43,6 +44,7 @@ class TextStream:
                 the store when not given, which takes no memory.
             starts: [entries] where each entry begins in `rows`; each row is an entry by default.
             batch_size: N, entries a step and process.
+            first: without `rows`, only so many of the store's texts, the oldest.
             seed: decides the order and the choice within entries.
             rank: this process among those that train together.
             world: how many they are.
@@ -51,7 +53,8 @@ class TextStream:
             UsageError: there is no text.
         """
         self._store, self._rows, self._starts = store, rows, starts
-        self._texts = store.num_texts if rows is None else len(rows)
+        every = store.num_texts if first is None else first
+        self._texts = every if rows is None else len(rows)
         self._count = self._texts if starts is None else len(starts)
         self._batch_size, self._seed = batch_size, seed
         self._rank, self._world = rank, world
