@@ -67,13 +67,14 @@ def test_chosen_sentences_are_seen_spread_and_not_repeated(store: Store, tmp_pat
         assert names[found.nearest[row, 0]] == f"{text[6:].split(':')[0]}.jpg"
 
 
-def test_scores_are_cosines_less_offsets(store: Store, tmp_path: Path) -> None:
-    found = select(store, store, config(), tmp_path)
+def test_scores_are_mean_cosines_with_the_nearest_images(store: Store, tmp_path: Path) -> None:
+    found = select(store, store, config(neighbours=3), tmp_path)
     texts = unit(store.features_of_texts(np.arange(store.num_texts)))
     cosines = found.anchors.features @ texts.T
-    offsets = np.sort(cosines, axis=1)[:, -10:].mean(axis=1)
+    offsets = cosines.mean(axis=1)
     np.testing.assert_allclose(found.anchors.offsets, offsets, atol=1e-5)
-    expected = (cosines - offsets[:, None]).max(axis=0)
+    nearest = np.argsort(-(cosines - offsets[:, None]), axis=0)[:3]
+    expected = np.take_along_axis(cosines, nearest, axis=0).mean(axis=0)
     np.testing.assert_allclose(found.scores, expected, atol=1e-5)
 
 
@@ -124,11 +125,11 @@ def test_a_killed_comparison_goes_on_with_the_next_part(store, tmp_path, monkeyp
 
 def test_a_tie_goes_to_the_first_sentence_and_no_place_stays_empty() -> None:
     values = np.array([[0.5], [0.5], [0.4], [-np.inf]], np.float32)
-    nearest = np.zeros((4, 1), np.int32)
+    near = values, np.zeros((4, 1), np.int32)
     said = np.eye(4, dtype=np.float32)
-    found, fates = choose(values, nearest, lambda rows: said[rows], config(count=2))
+    found, fates = choose(values[:, 0], near, lambda rows: said[rows], config(count=2))
     assert found.tolist() == [0, 1]
-    found, fates = choose(values, nearest, lambda rows: said[rows], config(count=4))
+    found, fates = choose(values[:, 0], near, lambda rows: said[rows], config(count=4))
     assert found.tolist() == [0, 1, 2, 3]
     assert fates.tolist() == [CHOSEN, CHOSEN, CHOSEN, FILLED]
 

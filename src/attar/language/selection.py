@@ -3,9 +3,11 @@
 The algorithm is attar's own; DIME-FM's (Sun et al., ICCV 2023) was never released.
 
 1. Images: all of them, or a seeded draw, stand for the corpus.
-2. Score: a sentence's greatest cosine with an image, less what that image gives its nearest
-   sentences anyway (the mean of its 10 greatest cosines with a sample), so that an image near to
-   everything attracts no more than others. Its m nearest images are kept.
+2. Its m nearest images are kept with each sentence: those with the greatest cosine less what an
+   image gives any sentence (its mean cosine with a sample of them), so that an image near to
+   everything attracts no more than others.
+   Score: the sentence's mean cosine with these images. One image is near by chance, several are
+   not.
 3. Pool: the best P · N sentences by score compete.
 4. Rounds: in each, every image proposes the best sentence left among those it is near to; a
    sentence that says the same as one chosen for a near image is refused, and the image proposes
@@ -28,7 +30,7 @@ from numpy.typing import NDArray
 from attar.errors import UsageError
 from attar.files import atomic_path, check_writable, read_json, sha256_text, write_json
 from attar.language.selection_config import SelectionConfig
-from attar.language.selection_search import Search, make_search, mean_nearest
+from attar.language.selection_search import Search, make_search
 from attar.store.layout import CLEAN, check_teacher
 from attar.store.progress import Meter
 from attar.store.store import Store
@@ -39,7 +41,9 @@ REASONS = ("lower score", "chosen", "filled up", "says what another says")
 """What became of a sentence, by code."""
 
 _PART, _BLOCK = 262_144, 8192
-_SAMPLE, _NEAREST = 20_000, 10
+_SAMPLE = 20_000
+_VALUE = "cosine less the image's mean cosine with sentences"
+"""What parts hold, part of their plan: those of another version are not used."""
 _WIDTH = 64
 """Numbers of a sentence that are compared for saying the same: a random projection."""
 
@@ -53,7 +57,7 @@ class Anchors:
     features: Floats
     """[A, D] unit rows."""
     offsets: Floats
-    """[A] mean of the greatest cosines with a sample of sentences."""
+    """[A] mean cosines with a sample of sentences."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,10 +74,8 @@ class Selection:
     fates: NDArray[np.uint8]
     """[n] codes into REASONS."""
 
-    @property
-    def scores(self) -> Floats:
-        """[n] each sentence's score."""
-        return self.values[:, 0]
+    scores: Floats
+    """[n] each sentence's mean cosine with its nearest images."""
 
 
 def select(texts: Store, images: Store, config: SelectionConfig, work: Path) -> Selection:
@@ -102,9 +104,32 @@ def select(texts: Store, images: Store, config: SelectionConfig, work: Path) -> 
         anchors.features, anchors.offsets, neighbours, config.search, texts.num_texts
     )
     values, nearest = _compare(texts, search, neighbours, work, _plan(texts, images, config))
+    scores = _scores(values, nearest, anchors.offsets)
     said = _projection(texts, config.seed)
-    chosen, fates = choose(values, nearest, said, config)
-    return Selection(anchors=anchors, values=values, nearest=nearest, chosen=chosen, fates=fates)
+    chosen, fates = choose(scores, (values, nearest), said, config)
+    return Selection(
+        anchors=anchors,
+        values=values,
+        nearest=nearest,
+        scores=scores,
+        chosen=chosen,
+        fates=fates,
+    )
+
+
+def _scores(values: Floats, nearest: NDArray[np.int32], offsets: Floats) -> Floats:
+    """Return [n] mean cosines; an approximate search may have found fewer images than m, or none.
+
+    In parts: the whole of it would be held once more.
+    """
+    scores = np.full(len(values), -np.inf, np.float32)
+    for start in range(0, len(values), _PART):
+        some = slice(start, start + _PART)
+        found = np.isfinite(values[some])
+        cosines = np.where(found, values[some] + offsets[nearest[some]], 0)
+        counts = found.sum(axis=1)
+        scores[some][counts > 0] = (cosines.sum(axis=1) / np.maximum(counts, 1))[counts > 0]
+    return scores
 
 
 def _draw_anchors(texts: Store, images: Store, config: SelectionConfig) -> Anchors:
@@ -121,7 +146,7 @@ def _draw_anchors(texts: Store, images: Store, config: SelectionConfig) -> Ancho
     sample = np.arange(texts.num_texts, dtype=np.int64)
     if len(sample) > _SAMPLE:
         sample = np.sort(rng.choice(texts.num_texts, _SAMPLE, replace=False))
-    offsets = mean_nearest(features, unit(texts.features_of_texts(sample)), _NEAREST)
+    offsets = features @ unit(texts.features_of_texts(sample)).mean(axis=0)
     return Anchors(rows=rows, features=features, offsets=offsets)
 
 
@@ -149,7 +174,7 @@ def _plan(texts: Store, images: Store, config: SelectionConfig) -> str:
     shards = [s.embeddings_sha256 for s in texts.info.text_shards]
     shards += [s.embeddings_sha256 for s in images.info.image_shards]
     how = {k: v for k, v in asdict(config).items() if k not in ("count", "pool", "redundant")}
-    return sha256_text(repr((shards, sorted(how.items()), _PART, _BLOCK)))
+    return sha256_text(repr((_VALUE, shards, sorted(how.items()), _PART, _BLOCK)))
 
 
 def _compare(
@@ -201,6 +226,8 @@ def _keep_only(work: Path, plan: str) -> None:
 
 Said = Callable[[NDArray[np.int64]], Floats]
 """From rows of sentences to what they say, [n, W] unit rows."""
+Near = tuple[Floats, NDArray[np.int32]]
+"""What a search returns: values [n, m] and the images."""
 
 
 def _projection(texts: Store, seed: int) -> Said:
@@ -216,17 +243,18 @@ def _projection(texts: Store, seed: int) -> Said:
 
 
 def choose(
-    values: Floats, nearest: NDArray[np.int32], said: Said, config: SelectionConfig
+    scores: Floats, near: Near, said: Said, config: SelectionConfig
 ) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
     """Return the chosen sentences [N] in their order, and what became of every sentence [n].
 
     Args:
-        values: [n, m] of each sentence with its nearest images, descending.
-        nearest: [n, m] these images.
+        scores: [n] of each sentence.
+        near: values [n, m] of each sentence with its nearest images, descending, and these images.
         said: see `Said`.
         config: N, the pool and what is redundant.
     """
-    by_score = np.argsort(-values[:, 0], kind="stable")
+    values, nearest = near
+    by_score = np.argsort(-scores, kind="stable")
     pool = np.sort(by_score[: int(np.ceil(config.pool * config.count))])
     fates = np.full(len(values), LOWER, np.uint8)
     chosen = _rounds(_Proposals(values, nearest, pool), nearest, said, fates, config)

@@ -97,7 +97,7 @@ def _write_table(selection: Selection, texts: Store, names: Sequence[str], file:
             columns = [
                 pa.array(texts.captions(rows), pa.string()),
                 pa.array(selection.scores[rows]),
-                pa.array(selection.scores[rows] + offsets[nearest]),
+                pa.array(selection.values[rows, 0] + offsets[nearest]),
                 pa.array(every[nearest], pa.string()),
                 pa.array(_is_in(fates)),
                 pa.DictionaryArray.from_arrays(pa.array(fates.astype(np.int8)), list(REASONS)),

@@ -88,20 +88,13 @@ def _approximate(images: Floats, offsets: Floats, neighbours: int) -> Search:
     return search
 
 
-def mean_nearest(images: Floats, texts: Floats, nearest: int) -> Floats:
-    """Return [A] the mean of each image's `nearest` greatest cosines with the texts [S, D]."""
+def nearest_cosines(images: Floats, texts: Floats) -> Floats:
+    """Return [A] each image's greatest cosine with any of the texts [n, D]."""
     device = pick_device()
     columns = torch.from_numpy(texts).to(device).T.contiguous()
     rows = max(1, _COSINES // len(texts))
     found = [
-        (torch.from_numpy(images[start : start + rows]).to(device) @ columns)
-        .topk(min(nearest, len(texts)), dim=1)
-        .values.mean(dim=1)
+        (torch.from_numpy(images[start : start + rows]).to(device) @ columns).amax(dim=1)
         for start in range(0, len(images), rows)
     ]
     return torch.cat(found).cpu().numpy()
-
-
-def nearest_cosines(images: Floats, texts: Floats) -> Floats:
-    """Return [A] each image's greatest cosine with any of the texts [n, D]."""
-    return mean_nearest(images, texts, 1)
