@@ -62,6 +62,8 @@ def test_the_command_writes_a_model_of_open_clips(
     [
         (["--format", "openclip", "--threshold", "0.5"], "--threshold belongs to --format onnx"),
         (["--format", "openclip", "--classes", "c.txt"], "--classes belongs to --format onnx"),
+        (["--format", "openclip", "--tolerance", "1"], "--tolerance belongs to --format onnx"),
+        (["--format", "openclip", "--min-cosine", "0.5"], "--min-cosine belongs to"),
         (["--whole-image"], "--whole-image belongs to --format openclip"),
     ],
 )

@@ -45,8 +45,7 @@ def export(
     from attar.files import read_json
 
     if format == "openclip":
-        of_bundles = {"vocabulary": options.vocabulary, "threshold": options.threshold}
-        _refuse({"classes": classes, **of_bundles}, "onnx")
+        _refuse({"classes": classes, **_of_bundles(options)}, "onnx")
         place = out or run / "openclip"
         path = pipeline.export_openclip(run, place, openclip, options.parity_images)
         facts = path / "export.json"
@@ -56,6 +55,17 @@ def export(
         facts = path / "bundle.json"
     parity = read_json(facts).get("parity", {})
     print(f"{path}: proven on {parity.get('images', 0)} images ({parity})")
+
+
+def _of_bundles(options: ExportConfig) -> dict[str, object]:
+    """Return what was given of the options that only a bundle's proof and labels know."""
+    plain = ExportConfig()
+    names = ("vocabulary", "threshold", "tolerance", "min_cosine")
+    given = {name: getattr(options, name) for name in names}
+    return {
+        name.replace("_", "-"): None if value == getattr(plain, name) else value
+        for name, value in given.items()
+    }
 
 
 def _refuse(given: dict[str, object], format: str) -> None:
