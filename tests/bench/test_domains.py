@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+import yaml
 from tests.bench.small_grid import (
     CLASSES,
     COPY,
@@ -32,7 +33,7 @@ from attar.data.table import ImageTable
 from attar.errors import AttarError, UsageError
 from attar.files import read_json, sha256_file, write_json
 from attar.records import read_records
-from attar.run import DataConfig
+from attar.run import DataConfig, from_options
 from attar.students.config import StudentConfig
 from attar.training import feed
 
@@ -300,6 +301,33 @@ def test_a_domain_that_only_the_rates_were_chosen_on_is_no_column(
         assert row["art"] == whole[name]["art"]
     found = read_records(results / "results.jsonl")
     assert {record.extra["held_out_domain"] for record in found} == {"art", "sketch"}
+
+
+def test_each_held_out_domain_may_have_its_own_teacher(grid: FinishedGrid, tmp_path: Path) -> None:
+    spec = f"local-dir:{grid.root}/strict-{{domain}}"
+    base = replace(base_config(grid.root), teacher=spec)
+    changes = {"domains": ("art", "sketch"), "lr_domain": "art", "lrs": LRS[:1]}
+    config = grid_config(grid.root, strict_teacher=None, **changes)
+    results = run_domains(base, config, tmp_path)
+    for domain in ("art", "sketch"):
+        own = spec.format(domain=domain)
+        (run,) = (tmp_path / "cells" / "feature-mse" / domain).glob("*/config.yaml")
+        said = from_options(yaml.safe_load(run.read_text()))
+        assert said.teacher == own
+        assert said.store is not None
+        assert domain in said.store.name
+    rows = rows_of(results / "table.md")
+    assert list(rows) == [TEACHER_ROW, *METHODS]  # one row of all its teachers
+    assert all(row["art"] != "–" != row["sketch"] for row in rows.values())
+
+    wrong = replace(base, teacher=f"local-dir:{grid.root}/strict-{{place}}")
+    with pytest.raises(UsageError, match=r"write {domain} where the domain's name goes"):
+        run_domains(wrong, config, tmp_path / "wrong")
+    missing = replace(base, teacher=f"local-dir:{grid.root}/stern-{{domain}}")
+    with pytest.raises(UsageError, match="stern-art"):
+        run_domains(missing, config, tmp_path / "missing")
+    with pytest.raises(UsageError, match="leave --store out"):
+        run_domains(replace(base, store=tmp_path / "store"), config, tmp_path / "stored")
 
 
 def test_an_unforeseen_failure_stops_no_other_cell(

@@ -37,6 +37,8 @@ class Cell:
     lr: float
     variant: str = ""
     """What the variant is, in words; empty for a method as it comes."""
+    teacher: str = ""
+    """What names the row's teachers where each held-out domain has its own; else empty."""
 
     @property
     def name(self) -> str:
@@ -46,7 +48,7 @@ class Cell:
 
     def facts(self) -> dict[str, Any]:
         """Return what the tables sort the cell's records by."""
-        return {k: v for k, v in asdict(self).items() if v != "" or k != "variant"}
+        return {k: v for k, v in asdict(self).items() if v != ""}
 
 
 def file_name(domain: str) -> str:

@@ -54,13 +54,21 @@ class DomainsConfig:
         Raises:
             UsageError: there is another placeholder than {domain} in it.
         """
-        try:
-            return (self.strict_teacher or "").format(domain=domain)
-        except (KeyError, IndexError, ValueError) as error:
-            raise UsageError(
-                f"--strict-teacher {self.strict_teacher}: write {{domain}} where the domain's name "
-                "goes, and no other braces"
-            ) from error
+        return name_domain(self.strict_teacher or "", domain, "--strict-teacher")
+
+
+def name_domain(spec: str, domain: str, option: str) -> str:
+    """Return a teacher's spec with a domain in the place of {domain}.
+
+    Raises:
+        UsageError: there is another placeholder in it.
+    """
+    try:
+        return spec.format(domain=domain)
+    except (KeyError, IndexError, ValueError) as error:
+        raise UsageError(
+            f"{option} {spec}: write {{domain}} where the domain's name goes, and no other braces"
+        ) from error
 
 
 @dataclass(frozen=True, kw_only=True)

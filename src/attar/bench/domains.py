@@ -36,7 +36,7 @@ from attar.bench.config import DomainsConfig
 from attar.bench.jobs import Task, run_tasks
 from attar.bench.oracle import check_snapshots, oracle_record
 from attar.bench.progress import Progress
-from attar.bench.rows import Row, in_grid, make_rows
+from attar.bench.rows import Row, in_grid, make_rows, names_domains, of_domain
 from attar.bench.table import write_tables
 from attar.data.classes import ClassList
 from attar.data.table import ImageTable
@@ -48,6 +48,7 @@ from attar.records import Record, read_records
 from attar.run import RunConfig
 from attar.stages.embedding import consult, introduce, prompts_of
 from attar.stages.images import read_image_table
+from attar.stages.request import check_names
 from attar.teachers.registry import describe_teacher_spec
 
 log = logging.getLogger(__name__)
@@ -119,9 +120,12 @@ def _open(base: RunConfig, config: DomainsConfig, out: Path, results: Path) -> G
     rows = tuple(in_grid(row, base, out) for row in rows)
     images = read_image_table(base.data, classes, out)
     domains = _domains(config, images)
+    tried = {*domains, config.lr_domain or domains[0]}
+    for row in rows:
+        for domain in sorted(tried) if names_domains(row.config) else ():
+            check_names(of_domain(row.config, domain, base, out))
     log.info("layout: %s", images.layout)
-    elsewhere = (config.lr_domain or domains[0]) not in domains
-    once = len(domains) * len(config.seeds) - (0 if elsewhere else 1)
+    once = len(domains) * len(config.seeds) - (0 if len(tried) > len(domains) else 1)
     return Grid(
         base=base,
         config=config,
@@ -168,8 +172,15 @@ def _cells(grid: Grid, chosen: Mapping[str, float]) -> list[Cell]:
 
 
 def _cell(grid: Grid, row: str, domain: str, seed: int, lr: float) -> Cell:
-    variant = grid.rows[row].variant
-    return Cell(method=row, held_out_domain=domain, seed=seed, lr=lr, variant=variant)
+    given = grid.rows[row]
+    return Cell(
+        method=row,
+        held_out_domain=domain,
+        seed=seed,
+        lr=lr,
+        variant=given.variant,
+        teacher=(given.config.teacher or "") if names_domains(given.config) else "",
+    )
 
 
 def _choose_lr(grid: Grid, cells: Sequence[Cell]) -> float:
@@ -201,11 +212,11 @@ def _rates(grid: Grid) -> dict[str, Any]:
 
 
 def _config_of(grid: Grid, cell: Cell) -> RunConfig:
-    shared = grid.rows[cell.method].config
+    own = of_domain(grid.rows[cell.method].config, cell.held_out_domain, grid.base, grid.out)
     return replace(
-        shared,
-        splits=replace(shared.splits, held_out_domain=cell.held_out_domain, seed=cell.seed),
-        training=replace(shared.training, lr=cell.lr, seed=cell.seed),
+        own,
+        splits=replace(own.splits, seed=cell.seed),
+        training=replace(own.training, lr=cell.lr, seed=cell.seed),
     )
 
 
@@ -347,7 +358,7 @@ def _tabulate(grid: Grid) -> None:
 
 def _oracle(grid: Grid, records: Sequence[Record]) -> list[Record]:
     """Return the oracle's choice in each of the cells that `records` are of."""
-    names = ("method", "held_out_domain", "seed", "lr", "variant")
+    names = ("method", "held_out_domain", "seed", "lr", "variant", "teacher")
     cells = dict.fromkeys(
         Cell(**{name: r.extra[name] for name in names if name in r.extra})
         for r in records

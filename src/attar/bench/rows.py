@@ -9,8 +9,8 @@ from typing import Any
 import yaml
 
 from attar.bench.cells import STRICT
-from attar.bench.config import DomainsConfig
-from attar.data.classes import ClassList
+from attar.bench.config import DomainsConfig, name_domain
+from attar.data.classes import ClassList, read_class_list
 from attar.errors import UsageError, unknown_name
 from attar.methods.registry import METHODS, find_method
 from attar.run import RunConfig, from_options, plain_options
@@ -46,9 +46,10 @@ def make_rows(base: RunConfig, config: DomainsConfig) -> tuple[tuple[Row, ...], 
     base = replace(base, protocol="domainbed")
     rows = [*method_rows(base, config.methods, config.lrs)]
     rows += variant_rows(base, config.variants, config.lrs)
-    classes = None
     for row in rows:
-        _, _, classes = check_names(row.config)
+        if not names_domains(row.config):
+            check_names(row.config)
+    classes = read_class_list(base.data.classes) if base.data.classes else None
     return tuple(rows), classes
 
 
@@ -67,22 +68,49 @@ def variant_rows(base: RunConfig, path: Path | None, lrs: tuple[float, ...]) -> 
     return [_variant(base, lrs, name, options) for name, options in found.items()]
 
 
+def names_domains(config: RunConfig) -> bool:
+    """Say whether a row has another teacher for each held-out domain, as `teacher-{domain}`."""
+    return "{" in (config.teacher or "")
+
+
+def of_domain(config: RunConfig, domain: str, base: RunConfig, out: Path) -> RunConfig:
+    """Return a row's configuration with a domain held out, and the teacher it has for it.
+
+    Raises:
+        UsageError: there is another placeholder than {domain} in the teacher.
+    """
+    config = replace(config, splits=replace(config.splits, held_out_domain=domain))
+    if not names_domains(config):
+        return config
+    config = replace(config, teacher=name_domain(config.teacher or "", domain, "--teacher"))
+    return replace(config, store=_store_of(config, base, out))
+
+
 def in_grid(row: Row, base: RunConfig, out: Path) -> Row:
     """Keep references out of a row's cells and give it, when it needs a teacher, a store in `out`.
 
-    Rows with the same teacher share a store.
+    Raises:
+        UsageError: one store is given, and another teacher for each domain.
     """
     config = replace(row.config, references=False)
-    if _asks_teacher(config):
-        folder = "store" if config.teacher == base.teacher else f"store-{_slug(config.teacher)}"
-        if config.embed.normalisation != base.embed.normalisation:
-            folder += f"-{config.embed.normalisation}"
-        config = replace(config, store=config.store or out / folder)
+    if names_domains(config):
+        if config.store is not None:
+            raise UsageError(
+                f"--store holds what one teacher said, and --teacher {config.teacher} is another "
+                "one for each domain: leave --store out"
+            )
+    elif _asks_teacher(config):
+        config = replace(config, store=config.store or _store_of(config, base, out))
     return replace(row, config=config)
 
 
-def _slug(teacher: str | None) -> str:
-    return re.sub(r"[^\w.-]+", "_", teacher or "")
+def _store_of(config: RunConfig, base: RunConfig, out: Path) -> Path:
+    """Return the store that is shared by rows with this teacher, shown images in this way."""
+    slug = re.sub(r"[^\w.-]+", "_", config.teacher or "")
+    folder = "store" if config.teacher == base.teacher else f"store-{slug}"
+    if config.embed.normalisation != base.embed.normalisation:
+        folder += f"-{config.embed.normalisation}"
+    return out / folder
 
 
 def _of_method(base: RunConfig, method: str) -> RunConfig:

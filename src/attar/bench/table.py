@@ -86,7 +86,7 @@ def read_table(records: Iterable[Record]) -> DomainsTable:
     found: dict[str, TableRow] = {}
     # Variants first: what their cells say of a teacher gives way to what the plain ones say of it.
     ordered = sorted(records, key=lambda record: not record.extra.get("variant"))
-    several = len({record.model for record in ordered if record.role == "teacher"}) > 1
+    several = len({_teacher_of(record) for record in ordered if record.role == "teacher"}) > 1
     for record in ordered:
         name = _row_of(record, several_teachers=several)
         if name is None or record.domain != "all" or METRIC not in record.metrics:
@@ -208,8 +208,13 @@ def _row_of(record: Record, *, several_teachers: bool) -> str | None:
     if record.role == "teacher" and record.model == "pocket":
         return _POCKET
     if record.role == "teacher" and several_teachers:
-        return f"{_ROW_NAMES['teacher']} {record.model}"
+        return f"{_ROW_NAMES['teacher']} {_teacher_of(record)}"
     return _ROW_NAMES.get(record.role)
+
+
+def _teacher_of(record: Record) -> str:
+    """Return the teacher's name; of a row with one for each domain, what names them all."""
+    return str(record.extra.get("teacher") or record.model)
 
 
 def _order(row: TableRow) -> tuple[int, bool, str]:

@@ -40,7 +40,7 @@ def domains(
     out
         Folder of the runs and of the store they share.
     teacher
-        As in `attar distill`.
+        As in `attar distill`; with {domain} in it, another one for each held-out domain.
     student
         As in `attar distill`.
     results
