@@ -8,9 +8,9 @@
 The first mixes captions with encyclopedia sentences, selects a tenth, and writes mixture.json and
 mixture.md to RESULTS: how well the score tells captions from the rest (AUROC, beside the length of
 the sentence and a random order), and how well the chosen tenth covers the images beside a random
-tenth. The second selects from synthetic embeddings [N, 512], N in millions, each in a process of
-its own, and writes time and peak memory to scale.json and scale.md; a size that is there is not run
-again.
+tenth; OUT/selected-tenth.txt and OUT/random-tenth.txt hold both. The second selects from synthetic
+embeddings [N, 512], N in millions, each in a process of its own, and writes time and peak memory to
+scale.json and scale.md; a size that is there is not run again.
 """
 
 import argparse
@@ -56,6 +56,8 @@ def measure_mixture(asked: argparse.Namespace) -> dict[str, Any]:
     lengths = np.array([len(line) for line in lines])
     random = np.random.default_rng(asked.seed)
     drawn = random.choice(len(lines), config.count, replace=False)
+    for name, rows in (("selected", selection.chosen), ("random", drawn)):
+        write_text(asked.out / f"{name}-tenth.txt", "\n".join(texts.captions(rows)) + "\n")
     drawn_captions = random.choice(np.flatnonzero(is_caption), config.count, replace=False)
     return {
         "sentences": len(lines),
