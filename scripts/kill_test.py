@@ -23,6 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -161,7 +162,8 @@ def kill_again_and_again(
         try:
             command.same(unbroken, out)
         except AssertionError as error:
-            tally.differences.append(f"{out.name}: {error}")
+            line = traceback.extract_tb(error.__traceback__)[-1].line
+            tally.differences.append(f"{out.name}: {line} {error}")
     return tally
 
 
