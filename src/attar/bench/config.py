@@ -52,7 +52,7 @@ class DomainsConfig:
         """Return the teacher that never saw a domain.
 
         Raises:
-            UsageError: there is another placeholder than {domain} in it.
+            UsageError: it has other braces than {domain}.
         """
         return name_domain(self.strict_teacher or "", domain, "--strict-teacher")
 
@@ -61,7 +61,7 @@ def name_domain(spec: str, domain: str, option: str) -> str:
     """Return a teacher's spec with a domain in the place of {domain}.
 
     Raises:
-        UsageError: there is another placeholder in it.
+        UsageError: it has other braces.
     """
     try:
         return spec.format(domain=domain)

@@ -77,7 +77,7 @@ def of_domain(config: RunConfig, domain: str, base: RunConfig, out: Path) -> Run
     """Return a row's configuration with a domain held out, and the teacher it has for it.
 
     Raises:
-        UsageError: there is another placeholder than {domain} in the teacher.
+        UsageError: the teacher has other braces than {domain}.
     """
     config = replace(config, splits=replace(config.splits, held_out_domain=domain))
     if not names_domains(config):
