@@ -277,8 +277,9 @@ class RunFolder:
 
     def open(self, config: RunConfig, command: str) -> None:
         """Write down what is about to be run, and where; remove what a kill left half written."""
-        for leftover in [*self.path.glob(".*.partial"), *self.path.glob("*/.*.partial")]:
-            if leftover.is_file():
+        for leftover in self.path.rglob(".*.partial"):
+            # The store's writer clears up behind itself, and may be another process.
+            if leftover.is_file() and self.store not in leftover.parents:
                 leftover.unlink()
         write_text(self.path / "command.txt", command + "\n")
         write_json(self.path / "environment.json", environment())

@@ -113,13 +113,14 @@ def assert_same_run(one: Path, other: Path) -> None:
         expected, found = (load_file(run / folder / "model.safetensors") for run in (one, other))
         assert expected.keys() == found.keys()
         assert all(torch.equal(expected[name], found[name]) for name in expected), folder
-    assert metrics(one) == metrics(other)
+    assert metrics(one) == metrics(other), "metrics.jsonl"
     steps = [line["step"] for line in metrics(other) if line["split"] == "train"]
     assert steps == sorted(set(steps))
-    assert results(one) == results(other)
+    assert results(one) == results(other), "results.jsonl"
     for file in ("calibration.json", "classes.json", "config.yaml", "set_aside.json"):
         assert (one / file).read_text() == (other / file).read_text(), file
-    assert not [path for path in other.rglob("*") if path.name.endswith((".partial", ".old"))]
+    left = [path for path in other.rglob("*") if path.name.endswith((".partial", ".old"))]
+    assert not left, left
 
 
 def metrics(run: Path) -> list[dict]:
