@@ -90,3 +90,13 @@ def test_summary_is_plain_json() -> None:
     assert summary["torch"] == torch.__version__
     assert summary["cores"] >= 1
     devices.synchronize(devices.pick_device())
+
+
+def test_full_fp32_is_undone_even_after_an_error() -> None:
+    before = torch.backends.cudnn.allow_tf32
+    with devices.full_fp32():
+        assert not torch.backends.cudnn.allow_tf32
+    assert torch.backends.cudnn.allow_tf32 == before
+    with pytest.raises(UsageError), devices.full_fp32():
+        devices.pick_device("gpu")
+    assert torch.backends.cudnn.allow_tf32 == before

@@ -1,5 +1,6 @@
 """A grid small enough to run for real: three domains of coloured pictures and a small teacher."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,11 +25,11 @@ COPY = ("art/red/4.png", "sketch/red/4.png")
 """Two names of the same bytes, in different domains; seed 0 puts both among the training images."""
 
 
-def write_pictures(root: Path) -> Path:
-    """Write DOMAINS × CLASSES × PER_CLASS noisy pictures of 32 px, each domain with its light."""
+def write_pictures(root: Path, classes: Mapping[str, tuple[int, int, int]] = CLASSES) -> Path:
+    """Write DOMAINS × classes × PER_CLASS noisy pictures of 32 px, each domain with its light."""
     generator = np.random.default_rng(0)
     for light, domain in zip((0.6, 1.0, 1.4), DOMAINS, strict=True):
-        for name, colour in CLASSES.items():
+        for name, colour in classes.items():
             folder = root / domain / name
             folder.mkdir(parents=True)
             for number in range(PER_CLASS):

@@ -1,20 +1,22 @@
 """Unseen classes: the rows of Li et al.'s tables × seeds, each cell a run folder.
 
-1. For each row, every learning rate is tried on the first seed; the one with the best accuracy on
-   validation images of *seen* classes is kept for all seeds.
-2. Whenever a cell has ended, the table is made again from all the cells' results.
+1. For each row with several learning rates, every one is tried on the first seed; the one with the
+   best accuracy on validation images of *seen* classes is kept for all seeds.
+2. Every other cell is run with its row's rate.
+3. Whenever a cell has ended, the table is made again from all the cells' results.
 
-A cell whose results are there is never run again, so the grid goes on where it was killed.
+A cell whose results are there is never run again, so the grid goes on where it was killed. A cell
+that fails stops no other; the grid then ends in an error that names it. Cells side by side share
+the machine, and so their seconds of training are more than those of a cell alone.
 """
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from attar import pipeline
 from attar.bench.cells import (
     digest_of,
     load_cell,
@@ -25,7 +27,10 @@ from attar.bench.cells import (
 from attar.bench.class_rows import DESCRIPTIONS, config_of
 from attar.bench.class_table import write_class_tables
 from attar.bench.config import ClassesConfig
+from attar.bench.jobs import Task
+from attar.bench.progress import Progress
 from attar.bench.rows import Row, in_grid, method_rows, variant_rows
+from attar.bench.running import Running
 from attar.data.classes import read_class_list
 from attar.data.emoji import HELD_OUT_FAMILY, emoji_concepts, extract_emoji
 from attar.data.splits import SplitConfig
@@ -71,6 +76,7 @@ class ClassGrid:
     results: Path
     digest: str
     """Of the images and the files of classes: a cell of others is no cell of this grid."""
+    running: Running
 
 
 def run_classes(
@@ -83,7 +89,28 @@ def run_classes(
     Raises:
         UsageError: an unknown row, student or teacher, data without unseen classes, or results
             that were made with another configuration.
+        AttarError: a cell failed; all others are done.
     """
+    grid = _open(base, config, out, results or out)
+    trials = {row: _trials(grid, row) for row in grid.rows}
+    for cells in trials.values():
+        for cell in cells:  # refuses strange results before anything is run
+            _load(grid, cell)
+    _run(grid, [cell for cells in trials.values() if len(cells) > 1 for cell in cells])
+    chosen = {
+        row: _choose_lr(grid, cells)
+        for row, cells in trials.items()
+        if not any(cell.name in grid.running.failed for cell in cells)
+    }
+    if chosen:
+        _tabulate(grid)  # also when nothing is missing
+    _run(grid, _cells(grid, chosen), after=_tabulate)
+    grid.running.refuse_failures()
+    return grid.results
+
+
+def _open(base: RunConfig, config: ClassesConfig, out: Path, results: Path) -> ClassGrid:
+    """Check and read everything; run nothing."""
     unseen = base.splits.unseen_share or base.splits.unseen_classes
     is_manifest = all(path.is_file() for path in base.data.data)
     if not unseen and not is_manifest:
@@ -101,19 +128,17 @@ def run_classes(
             "learning rates are chosen on validation images and there are none: give one --lrs, or "
             "name images for the split val"
         )
-    digest = digest_of(table, base.splits.unseen_classes)
-    grid = ClassGrid(
-        base=base, rows=rows, config=config, out=out, results=results or out, digest=digest
+    # One that is tried with several rates on the first seed is among the cells of its row.
+    progress = Progress(sum(len(row.lrs) + len(config.seeds) - 1 for row in rows.values()))
+    return ClassGrid(
+        base=base,
+        rows=rows,
+        config=config,
+        out=out,
+        results=results,
+        digest=digest_of(table, base.splits.unseen_classes),
+        running=Running(jobs=config.jobs, progress=progress),
     )
-    for row in rows:
-        for cell in _trials(grid, row):  # refuses strange results before anything is run
-            _load(grid, cell)
-    for row in rows:
-        lr = _choose_lr(grid, row)
-        for seed in config.seeds:
-            _run(grid, ClassCell(row=row, seed=seed, lr=lr))
-            _tabulate(grid)
-    return grid.results
 
 
 def emoji_data(out: Path, splits: SplitConfig) -> tuple[DataConfig, SplitConfig, Path]:
@@ -163,15 +188,20 @@ def _trials(grid: ClassGrid, row: str) -> list[ClassCell]:
     return [ClassCell(row=row, seed=seed, lr=lr) for lr in grid.rows[row].lrs]
 
 
-def _choose_lr(grid: ClassGrid, row: str) -> float:
-    """Try every learning rate on the first seed; keep the best on seen classes' validation.
+def _cells(grid: ClassGrid, chosen: Mapping[str, float]) -> list[ClassCell]:
+    """Return the cells of all numbers in the table, in the order they are run."""
+    return [
+        ClassCell(row=row, seed=seed, lr=lr)
+        for seed in grid.config.seeds
+        for row, lr in chosen.items()
+    ]
 
-    A single one is taken untried.
-    """
-    scores: dict[float, float] = {}
-    trials = _trials(grid, row)
-    for cell in trials if len(trials) > 1 else []:
-        scores[cell.lr] = score_on_source_validation(_run(grid, cell), cell.name)
+
+def _choose_lr(grid: ClassGrid, trials: Sequence[ClassCell]) -> float:
+    """Keep the learning rate that is best on seen classes' validation; a single one is untried."""
+    row, scores = trials[0].row, dict[float, float]()
+    for cell in trials if len(trials) > 1 else ():
+        scores[cell.lr] = score_on_source_validation(_load(grid, cell) or [], cell.name)
         log.info("%s, lr %g: %.4f on validation of seen classes", row, cell.lr, scores[cell.lr])
     chosen = max(scores, key=lambda lr: scores[lr]) if scores else trials[0].lr
     path = grid.results / "learning-rates.json"
@@ -189,6 +219,10 @@ def _config_of(grid: ClassGrid, cell: ClassCell) -> RunConfig:
         splits=replace(config.splits, seed=cell.seed),
         training=replace(config.training, lr=cell.lr, seed=cell.seed),
     )
+
+
+def _run_folder(grid: ClassGrid, cell: ClassCell) -> Path:
+    return grid.out / "cells" / cell.name
 
 
 def _results_of(grid: ClassGrid, cell: ClassCell) -> Path:
@@ -209,18 +243,39 @@ def _load(grid: ClassGrid, cell: ClassCell) -> list[Record] | None:
     return load_cell(_results_of(grid, cell), config, grid.digest)
 
 
-def _run(grid: ClassGrid, cell: ClassCell) -> list[Record]:
-    """Return a cell's records, running it when they are not there."""
-    records = _load(grid, cell)
-    if records is None:
-        config, run = _config_of(grid, cell), grid.out / "cells" / cell.name
-        pipeline.distill(config, run, command=f"attar bench classes ({cell.name})", estimated=False)
-        records = read_records(run / "results.jsonl")
-        said = _what_was_run(config, cell.row)
-        facts = {**cell.facts(), "training_seconds": _training_seconds(run)}
-        save_cell(_results_of(grid, cell), said, records, facts, grid.digest)
-        log.info("cell %s is done", cell.name)
-    return records
+def _run(
+    grid: ClassGrid,
+    cells: Sequence[ClassCell],
+    after: Callable[[ClassGrid], object] = lambda grid: None,
+) -> None:
+    """Run the cells whose results are not there; call `after` whenever one is done."""
+    missing = {cell.name: cell for cell in cells if _load(grid, cell) is None}
+    grid.running.progress.found(cell.name for cell in cells if cell.name not in missing)
+
+    def keep(task: Task) -> None:
+        _keep(grid, missing[task.name])
+        after(grid)
+
+    grid.running.run([_task(grid, cell) for cell in missing.values()], keep)
+
+
+def _task(grid: ClassGrid, cell: ClassCell) -> Task:
+    return Task(
+        name=cell.name,
+        config=_config_of(grid, cell),
+        run=_run_folder(grid, cell),
+        command=f"attar bench classes ({cell.name})",
+        known_files=grid.out / "files.parquet",
+    )
+
+
+def _keep(grid: ClassGrid, cell: ClassCell) -> None:
+    """Write a finished run's records where they stand for the cell."""
+    run = _run_folder(grid, cell)
+    records = read_records(run / "results.jsonl")
+    said = _what_was_run(_config_of(grid, cell), cell.row)
+    facts = {**cell.facts(), "training_seconds": _training_seconds(run)}
+    save_cell(_results_of(grid, cell), said, records, facts, grid.digest)
 
 
 def _training_seconds(run: Path) -> float:
@@ -230,12 +285,14 @@ def _training_seconds(run: Path) -> float:
 
 
 def _tabulate(grid: ClassGrid) -> None:
-    """Make results.jsonl and table.md from the finished cells of this grid, and no others."""
+    """Make results.jsonl and table.md from the finished cells of this grid, if there are any."""
     chosen = read_json(grid.results / "learning-rates.json")
     records: list[Record] = []
     for row in grid.rows:
         for seed in grid.config.seeds if row in chosen else ():
             records += _load(grid, ClassCell(row=row, seed=seed, lr=chosen[row]["chosen"])) or []
+    if not records:
+        return
     facts = {
         "student": grid.base.student,
         "steps": grid.base.training.steps,

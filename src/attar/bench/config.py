@@ -43,8 +43,7 @@ class DomainsConfig:
         for lr in self.lrs:
             if not 0 < lr < math.inf:
                 raise UsageError(f"--lrs {lr}: must be above 0")
-        if self.jobs < 1:
-            raise UsageError(f"--jobs {self.jobs}: give 1 or more")
+        _check_jobs(self.jobs)
         if self.strict_teacher is not None:
             self.strict_teacher_of("any")
 
@@ -71,6 +70,11 @@ def name_domain(spec: str, domain: str, option: str) -> str:
         ) from error
 
 
+def _check_jobs(jobs: int) -> None:
+    if jobs < 1:
+        raise UsageError(f"--jobs {jobs}: give 1 or more")
+
+
 @dataclass(frozen=True, kw_only=True)
 class ClassesConfig:
     """The grid of unseen classes: rows of loss terms × seeds, one learning rate a row."""
@@ -95,12 +99,15 @@ class ClassesConfig:
     is made on validation images of seen classes."""
     descriptions: Path | None = None
     """Class list with descriptions, for the rows that have `descriptions`."""
+    jobs: int = 1
+    """Cells run at once, each in a process of its own with its share of the cores."""
 
     def __post_init__(self) -> None:
         for name in ("rows", "methods", "seeds", "lrs"):
             values = getattr(self, name)
             if (not values and name != "methods") or len(set(values)) < len(values):
                 raise UsageError(f"--{name} must name at least one value, and none twice")
+        _check_jobs(self.jobs)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,15 +12,13 @@ that fails stops no other; the grid then ends in an error that names it.
 """
 
 import logging
-import traceback
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
 
-from attar import pipeline
 from attar.bench.cells import (
     STRICT,
     Cell,
@@ -33,14 +31,15 @@ from attar.bench.cells import (
     what_was_run,
 )
 from attar.bench.config import DomainsConfig
-from attar.bench.jobs import Task, run_tasks
+from attar.bench.jobs import Task
 from attar.bench.oracle import check_snapshots, oracle_record
 from attar.bench.progress import Progress
 from attar.bench.rows import Row, in_grid, make_rows, names_domains, of_domain
+from attar.bench.running import Running
 from attar.bench.table import write_tables
 from attar.data.classes import ClassList
 from attar.data.table import ImageTable
-from attar.errors import AttarError, UsageError, unknown_name
+from attar.errors import UsageError, unknown_name
 from attar.evaluation.models import from_store
 from attar.evaluation.tasks import evaluate_models
 from attar.files import read_json, write_json
@@ -73,9 +72,7 @@ class Grid:
     """cells/, results.jsonl, table.md, page.html and learning-rates.json."""
     digest: str
     """Of the images: a cell of other images is no cell of this grid."""
-    progress: Progress
-    failed: dict[str, str] = field(default_factory=dict)
-    """Cell -> what went wrong."""
+    running: Running
 
 
 def run_domains(
@@ -99,7 +96,7 @@ def run_domains(
     chosen = {
         name: _choose_lr(grid, cells)
         for name, cells in trials.items()
-        if not any(cell.name in grid.failed for cell in cells)
+        if not any(cell.name in grid.running.failed for cell in cells)
     }
     if chosen:
         _tabulate(grid)
@@ -108,7 +105,7 @@ def run_domains(
     _run(grid, _cells(grid, chosen), after=_tabulate)
     if chosen:
         _tabulate(grid)
-    _refuse_failures(grid)
+    grid.running.refuse_failures()
     return grid.results
 
 
@@ -126,6 +123,7 @@ def _open(base: RunConfig, config: DomainsConfig, out: Path, results: Path) -> G
             check_names(of_domain(row.config, domain, base, out))
     log.info("layout: %s", images.layout)
     once = len(domains) * len(config.seeds) - (0 if len(tried) > len(domains) else 1)
+    progress = Progress(sum(len(row.lrs) + once for row in rows))
     return Grid(
         base=base,
         config=config,
@@ -136,7 +134,7 @@ def _open(base: RunConfig, config: DomainsConfig, out: Path, results: Path) -> G
         out=out,
         results=results,
         digest=digest_of(images),
-        progress=Progress(sum(len(row.lrs) + once for row in rows)),
+        running=Running(jobs=config.jobs, progress=progress),
     )
 
 
@@ -238,23 +236,13 @@ def _run(
 ) -> None:
     """Run the cells whose results are not there; call `after` whenever one is done."""
     missing = {cell.name: cell for cell in cells if _load(grid, cell) is None}
-    grid.progress.found(cell.name for cell in cells if cell.name not in missing)
-    tasks = [_task(grid, cell) for cell in missing.values()]
+    grid.running.progress.found(cell.name for cell in cells if cell.name not in missing)
 
-    def ended(task: Task, error: str) -> None:
-        if error:
-            grid.failed[task.name] = error
-            log.error("cell %s failed: %s", task.name, error)
-            return
+    def keep(task: Task) -> None:
         _keep(grid, missing[task.name])
-        grid.progress.ended(task.name)
         after(grid)
 
-    if grid.config.jobs > 1:
-        run_tasks(tasks, grid.config.jobs, ended)
-    else:
-        for task in tasks:
-            ended(task, _run_here(task))
+    grid.running.run([_task(grid, cell) for cell in missing.values()], keep)
 
 
 def _task(grid: Grid, cell: Cell) -> Task:
@@ -267,37 +255,11 @@ def _task(grid: Grid, cell: Cell) -> Task:
     )
 
 
-def _run_here(task: Task) -> str:
-    """Run a cell in this process and return what went wrong."""
-    try:
-        task.prepare()
-        pipeline.distill(task.config, task.run, command=task.command, estimated=False)
-    except AttarError as error:
-        return str(error)
-    except Exception as error:  # as in a process of its own, it stops no other cell
-        task.log.parent.mkdir(parents=True, exist_ok=True)
-        with task.log.open("a", encoding="utf-8") as log:
-            traceback.print_exc(file=log)
-        return f"{type(error).__name__}: {' '.join(str(error).split())} (log: {task.log})"
-    return ""
-
-
 def _keep(grid: Grid, cell: Cell) -> None:
     """Write a finished run's records where they stand for the cell."""
     records = read_records(_run_folder(grid, cell) / "results.jsonl")
     config = what_was_run(_config_of(grid, cell))
     save_cell(_results_of(grid, cell), config, records, cell.facts(), grid.digest)
-
-
-def _refuse_failures(grid: Grid) -> None:
-    if grid.failed:
-        name, reason = next(iter(grid.failed.items()))
-        count = len(grid.failed)
-        others = f" (and {count - 1} more cells)" if count > 1 else ""
-        raise AttarError(
-            f"cell {name} failed{others}: {reason}; what does not depend on it is done: remove the "
-            "cause, then give the same command again"
-        )
 
 
 def _measure_strict_teacher(grid: Grid, domain: str) -> None:

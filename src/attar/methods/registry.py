@@ -6,6 +6,7 @@ from typing import Any
 from attar.config import coerce_options
 from attar.errors import unknown_name
 from attar.methods import (
+    attar,
     dime_fm,
     dualcoop,
     erm,
@@ -28,6 +29,7 @@ from attar.methods import (
 from attar.methods.base import Method
 
 METHODS: Mapping[str, Method] = {
+    "attar": attar.METHOD,
     "closed-set-multilabel": dualcoop.CLOSED_SET,
     "dime-fm": dime_fm.METHOD,
     "erm": erm.METHOD,

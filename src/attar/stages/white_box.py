@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from attar.device import full_fp32
 from attar.errors import UsageError
 from attar.methods.base import Method
 from attar.run import RunConfig
@@ -143,7 +144,7 @@ def _prove(student: Student, teacher: Teacher, encoder: ImageEncoder) -> None:
     size = encoder.image_size
     images = torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(0))
     pixels = (images - student.mean) / student.std
-    with torch.no_grad():
+    with torch.no_grad(), full_fp32():
         own = F.normalize(student.eval()(images).features, dim=-1)
         theirs = F.normalize(teacher.encode_images(pixels).cpu(), dim=-1)
     student.train()
