@@ -26,6 +26,7 @@ from attar.bench.class_table import METRIC
 from attar.bench.markdown import NOTHING, markdown
 from attar.bench.ranks import (
     EXACT,
+    RANDOM_ORDERS,
     RESAMPLES,
     Floats,
     interval,
@@ -83,12 +84,8 @@ PLAIN = (
     Predictor(name="cosine with the teacher ↑", quantity=(FIDELITY, UNSEEN, "all", "mean_cosine")),
 )
 PREDICTORS = (*COHERENT, *PLAIN)
-DRAWN = {
-    TRAIN: ("M_rel ↑", "M_neigh, k=5 ↑", "M_vlalign, k=3 ↓"),
-    SEEN: ("accuracy ↑", "cosine with the teacher ↑"),
-    UNSEEN: ("M_rel ↑", "M_neigh, k=5 ↑", "M_vlalign, k=3 ↓"),
-}
-"""Panels of the picture: a split -> names of predictors on it."""
+SHOWN = ("M_rel ↑", "M_neigh, k=5 ↑", "M_vlalign, k=3 ↓")
+"""The metrics of the picture and of the table of differences: those of the grid's own table."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,7 +183,10 @@ def measure(points: Points) -> dict[str, Any]:
     over_seeds = rank_correlation(points.turned, points.outcomes)
     p = permutation_p(rows.turned, rows.outcomes)
     drawn_rows = resampled_correlation(rows.turned, rows.outcomes, rows.rows)
-    drawn_seeds = resampled_correlation(points.turned, points.outcomes, points.rows)
+    single = points.rows == rows.rows
+    drawn_seeds = (
+        drawn_rows if single else resampled_correlation(points.turned, points.outcomes, points.rows)
+    )
     correlations = [
         {
             "predictor": predictor.title,
@@ -276,7 +276,7 @@ def _difference_table(found: dict[str, Any], domains: Sequence[str]) -> str:
     plain = [predictor.title for predictor in PLAIN]
     head = ["ρ less that of", *(f"{_accuracy_name(d)}: {name}" for d in domains for name in plain)]
     body = []
-    for predictor in (p for p in COHERENT if p.name in DRAWN[p.quantity[1]]):
+    for predictor in (p for p in COHERENT if p.name in SHOWN):
         of = [c for c in found["correlations"] if c["predictor"] == predictor.title]
         texts = [_with_interval(c["more_than"][name]) for c in of for name in plain]
         body.append([predictor.title, *texts])
@@ -300,7 +300,7 @@ def _with_interval(said: dict[str, Any]) -> str:
 
 def _note(found: dict[str, Any]) -> str:
     number, least = len(found["rows"]), found["least_p"]
-    kind = "all orders" if number <= EXACT else f"{RESAMPLES:,} random orders"
+    kind = "all orders" if number <= EXACT else f"{RANDOM_ORDERS:,} random orders"
     known = [c["rows"]["p"] for c in found["correlations"] if c["rows"]["p"] is not None]
     below = sum(p < 0.05 for p in known)
     few = f"With {number} rows even a perfect order has p = {least:.2g}"
@@ -322,11 +322,9 @@ def _note(found: dict[str, Any]) -> str:
 
 def draw(points: Points, file: Path) -> None:
     """Draw the accuracy over a choice of predictors, one number a row, one panel a predictor."""
-    chosen = [
-        place
-        for place, predictor in enumerate(PREDICTORS)
-        if predictor.name in DRAWN[predictor.quantity[1]]
-    ]
+    coherent = [place for place, predictor in enumerate(COHERENT) if predictor.name in SHOWN]
+    accuracy, cosine, _ = range(len(COHERENT), len(PREDICTORS))
+    chosen = [*coherent[:3], accuracy, *coherent[3:], cosine]  # one line a split
     figure = new_figure(960, 460)
     panels = figure.subplots(2, 4, sharey=True)
     for axes, place in zip(panels.flat, chosen, strict=True):

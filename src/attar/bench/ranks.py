@@ -12,7 +12,8 @@ Floats = NDArray[np.float64]
 
 EXACT = 8
 """Points up to which every order is gone through: 8! = 40,320."""
-RESAMPLES = 10_000
+RANDOM_ORDERS = 10_000
+RESAMPLES = 2_000
 
 
 def rank_correlation(predictors: Floats, outcomes: Floats) -> Floats:
@@ -26,13 +27,13 @@ def rank_correlation(predictors: Floats, outcomes: Floats) -> Floats:
 def permutation_p(predictors: Floats, outcomes: Floats, seed: int = 0) -> Floats:
     """Return how often [P, O] a random order of the outcomes gives a ρ as far from 0, or farther.
 
-    Exact up to EXACT points: all orders. Beyond, RESAMPLES random orders and the one observed.
+    Exact up to EXACT points: all orders. Beyond, RANDOM_ORDERS random orders and the one observed.
     """
     own, wanted, number = _unit_ranks(predictors), _unit_ranks(outcomes), len(outcomes)
     if number <= EXACT:
         orders = np.array(list(itertools.permutations(range(number))))
     else:
-        shuffled = np.random.default_rng(seed).random((RESAMPLES, number)).argsort(axis=1)
+        shuffled = np.random.default_rng(seed).random((RANDOM_ORDERS, number)).argsort(axis=1)
         orders = np.vstack([np.arange(number), shuffled])
     observed = np.abs(own.T @ wanted)
     farther = np.zeros_like(observed)
