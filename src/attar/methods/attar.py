@@ -29,15 +29,18 @@ from attar.types import Batch, Loss, Outputs
 
 @dataclass(frozen=True, kw_only=True)
 class AttarOptions:
-    """Options of `attar`: a weight for each term (0: off)."""
+    """Options of `attar`: a weight for each term (0: off).
 
-    image: float = 1.0
+    The defaults are the entry of 2026-11-22.
+    """
+
+    image: float = 4.0
     """w_i, of the distance to the teacher's image feature."""
     text: float = 1.0
     """w_t, of the distance to the label's text; without a label, to the teacher's class mixture."""
     scores: float = 1.0
     """w_s, of the divergence between the scores of all classes."""
-    geometry: float = 1.0
+    geometry: float = 0.1
     """w_g, of the divergence between the similarities to the batch's other images."""
     label_share: float = 0.5
     """λ, the label's share in the target of the scores; an unlabelled image has the teacher's."""
