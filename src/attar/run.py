@@ -295,12 +295,20 @@ def plain_options(config: RunConfig) -> dict[str, Any]:
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """List the options that differ, e.g. "training.lr 0.001 there, 0.01 asked".
 
-    An option that the old side does not know, because it is younger, had its default there.
+    An option that the old side does not know, because it is younger, had its default there: what
+    attar sets, since a method that now sets another did not then.
     """
     # On use: methods load torch, for which `attar --help` need not wait.
     from attar.methods.registry import METHODS, method_options
 
-    defaults = plain_options(RunConfig(data=DataConfig(data=()), teacher=None, student=""))
+    silent = RunConfig(data=DataConfig(data=()), teacher=None, student="")
+    defaults = plain_options(
+        replace(
+            silent,
+            training=with_method_defaults(silent.training, {}, "--training."),
+            student_config=with_method_defaults(silent.student_config, {}, "--student."),
+        )
+    )
     named = new.get("method")
     if isinstance(named, Mapping) and named.get("name") in METHODS:
         options = method_options(METHODS[str(named["name"])], {})

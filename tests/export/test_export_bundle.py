@@ -83,9 +83,12 @@ def test_any_batch_size_gives_the_unit_embedding_of_torch(resnet_folder, bundle,
     check_against_torch(resnet_folder, bundle, count)
 
 
-@pytest.mark.parametrize("name", ["mobilenetv3_small_050", "test_vit"])
-def test_other_architectures_export(name, photos, tmp_path):
-    folder = save_student(make_student(name), tmp_path / "student")
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("mobilenetv3_small_050", {}), ("test_vit", {}), ("test_vit", {"projector": "mlp"})],
+)
+def test_other_architectures_export(name, options, photos, tmp_path):
+    folder = save_student(make_student(name, **options), tmp_path / "student")
     out = export(folder, tmp_path / "bundle", photos)
     for count in (1, 7):
         check_against_torch(folder, out, count)

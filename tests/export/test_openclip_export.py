@@ -171,6 +171,7 @@ def test_what_open_clip_cannot_express_is_refused(
         ({"interpolation": "lanczos"}, "lanczos, and OpenCLIP knows bicubic and bilinear only"),
         ({"teacher": "local-dir:nowhere"}, "does not exist.*--teacher"),
         ({"gelu": True}, "no place for the GELU"),
+        ({"projector": "mlp"}, "no place for the projector"),
         ({"name": "not-a-timm-model"}, "no timm model"),
     ],
 )

@@ -16,14 +16,14 @@ def unit_features(count, dim=DIM, seed=0):
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
-def make_student(name: str, class_names=()) -> Student:
+def make_student(name: str, class_names=(), **options) -> Student:
     torch.manual_seed(0)
-    config = StudentConfig(weights="none", image_size=SIZE)
+    config = StudentConfig(weights="none", image_size=SIZE, **options)
     student = build_student(
         name, len(class_names) or DIM, config, class_names=class_names, teacher="pocket"
     )
     for module in student.modules():  # statistics as after training, not the neutral 0 and 1
-        if isinstance(module, torch.nn.BatchNorm2d):
+        if isinstance(module, torch.nn.BatchNorm1d | torch.nn.BatchNorm2d):
             torch.nn.init.uniform_(module.running_mean, -0.2, 0.2)
             torch.nn.init.uniform_(module.running_var, 0.05, 0.3)
     return student.eval()

@@ -132,6 +132,7 @@ def test_another_size_and_a_plain_classifier_keep_the_weights(root: Path) -> Non
             r"--student\.projection fitted: --student",
         ),
         ({"student_config": StudentConfig(gelu=True)}, r"--student\.gelu True: --student"),
+        ({"student_config": StudentConfig(projector="mlp")}, "give --student.projector linear"),
     ],
 )
 def test_what_contradicts_it_is_refused(root: Path, changes: dict, message: str) -> None:

@@ -165,7 +165,7 @@ def from_student(
         encode=lambda pixels: student_outputs(student, pixels),
         outputs=lambda pixels: all_outputs(student, pixels, regions=spec.head == "embedding"),
         encode_trunk=lambda pixels: student_outputs(student, pixels, trunk=True),
-        network=student.network,
+        network=_whole_network(student),
     )
 
 
@@ -301,13 +301,28 @@ def _student_identity(student: Student) -> str:
     # What the features do not depend on stays out: a newly fitted scale leaves them valid.
     aside = ("logit_scale", "weights", "teacher", "teacher_identity", "projection_bias")
     spec = {k: v for k, v in asdict(student.spec).items() if k not in aside}
-    if not student.spec.gelu:  # as all were before there was a choice
-        del spec["gelu"]
+    for name, before in (("gelu", False), ("projector", "linear")):
+        if spec[name] == before:  # as all were before there was a choice
+            del spec[name]
     digest = hashlib.sha256(json.dumps(spec, sort_keys=True).encode())
-    for name, tensor in sorted(student.network.state_dict().items()):
+    for name, tensor in sorted(_learnt(student).items()):
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().view(-1).numpy().tobytes())
     return digest.hexdigest()
+
+
+def _whole_network(student: Student) -> nn.Module:
+    """Return what is counted of a student: its network with what is behind the projection."""
+    behind = student.projector
+    return student.network if behind is None else nn.ModuleList([student.network, behind])
+
+
+def _learnt(student: Student) -> dict[str, Tensor]:
+    """Return the tensors that decide the features; the network's under timm's names."""
+    tensors: dict[str, Tensor] = dict(student.network.state_dict())
+    if student.projector is not None:
+        tensors |= student.projector.state_dict(prefix="projector.")
+    return tensors
 
 
 def _float32(values: NDArray[Any] | Tensor) -> Features:

@@ -134,11 +134,12 @@ def check_openclip(spec: StudentSpec, config: OpenCLIPConfig, place: str) -> Tea
             f"size and so builds it for {own.input_size[-1]} px; train it at that size, or "
             f"{way_out}"
         )
-    if spec.gelu:
-        raise UsageError(
-            f"{place}: OpenCLIP has no place for the GELU behind this student's projection; use "
-            "attar export without --format openclip"
-        )
+    for there, what in ((spec.projector == "mlp", "projector"), (spec.gelu, "GELU")):
+        if there:
+            raise UsageError(
+                f"{place}: OpenCLIP has no place for the {what} behind this student's projection; "
+                "use attar export without --format openclip"
+            )
     if spec.interpolation not in _INTERPOLATIONS:
         raise UsageError(
             f"{spec.name} sees images resized by {spec.interpolation}, and OpenCLIP knows "

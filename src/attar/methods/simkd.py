@@ -1,4 +1,4 @@
-"""SimKD, the vector form: the student's projected feature is put onto the teacher's; no labels.
+"""SimKD, the vector form: a projector puts the student's feature onto the teacher's; no labels.
 
 Chen et al., CVPR 2022 (arXiv 2203.14001): a projector brings the student's feature into the
 teacher's space, the squared error alone trains both, and the teacher's classifier is used as it is:
@@ -6,9 +6,14 @@ teacher's space, the squared error alone trains both, and the teacher's classifi
     L = mean over batch and dimensions of (f - v)².
 
 The paper matches spatial feature maps with three convolutions. A teacher that is asked for
-embeddings has no map to match, so this is the form on vectors: f is the output of the student's
-projection, not normalised, v the teacher's unit image feature, and the teacher's classifier is its
-class features.
+embeddings has no map to match, so this is the form on vectors:
+
+    f = W2 relu(BN(W1 z + b1)) + b2
+
+The projector is Linear-BN-ReLU-Linear from the student's pooled feature z [W] to the teacher's
+dimension D, with hidden width D; W1, b1 is the student's own projection. f is not normalised, v is
+the teacher's unit image feature, and the teacher's classifier is its class features. The projector
+stays in the student, as it does in the paper.
 """
 
 from dataclasses import dataclass
@@ -63,4 +68,5 @@ METHOD = Method(
     needs=frozenset({"teacher"}),
     options=SimKDOptions,
     phases=_phases,
+    student={"projector": "mlp"},
 )

@@ -66,7 +66,7 @@ def check_names(config: RunConfig) -> tuple[Method, Any, ClassList | None]:
     options = method_options(method, config.method_options)
     white_box.check(config, method)
     if not white_box.is_teacher(config):
-        check_student(config.student, config.student_config)
+        check_student(config.student, config.student_config, method.head)
     get_templates(config.data.templates)
     if config.teacher is not None:
         describe_teacher_spec(config.teacher)
@@ -98,7 +98,14 @@ def check_splits(splits: Splits, config: RunConfig) -> None:
     source, training = splits.source, config.training
     chosen_by = training.chooses_by_validation
     few_shot = source.few_shot if len(source.few_shot) else None
-    make_sampler(training.sampler, source.train, few_shot, training.batch_size, training.seed)
+    sampler = make_sampler(
+        training.sampler, source.train, few_shot, training.batch_size, training.seed
+    )
+    if config.student_config.projector == "mlp" and sampler.global_batch() < 2:
+        raise UsageError(
+            f"--training.batch-size {training.batch_size}: the BatchNorm of --student.projector "
+            "mlp needs at least 2 images in a step"
+        )
     if chosen_by and not len(source.val):
         raise UsageError(
             f"{chosen_by} needs validation images and the splits leave none "

@@ -54,6 +54,11 @@ def check(config: RunConfig, method: Method) -> None:
             f"--student {TEACHER} is the teacher's own network, and a store holds only what it "
             "said: give --teacher"
         )
+    if chosen.projector == "mlp":
+        raise UsageError(
+            f"--student.projector mlp: --student {TEACHER} ends in the teacher's own projection; "
+            "give --student.projector linear"
+        )
     for name, value, default in (
         ("weights", chosen.weights, "auto"),
         ("projection", chosen.projection, "random"),

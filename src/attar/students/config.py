@@ -20,8 +20,8 @@ class StudentConfig:
     """Share of the shorter side that the centre crop keeps in evaluation; the backbone's own by
     default. OpenCLIP keeps all of it: 1."""
     freeze_bn: bool | None = None
-    """Keep BatchNorm's running statistics as they were before training, and use them; by default
-    as the method has it: white-box methods do, the others do not."""
+    """Keep the backbone's running BatchNorm statistics as they were before training, and use them;
+    by default as the method has it: white-box methods do, the others do not."""
     projection: Literal["random", "fitted"] | None = None
     """Start the projection at random, or at the ridge solution from the untrained backbone's
     features to the teacher's; at random where the method does not set the other."""
@@ -31,11 +31,20 @@ class StudentConfig:
     gelu: bool = False
     """GELU behind the projection, an ablation of VL2V; plain classifiers have none. timm's file of
     such a student lacks it: it is to be loaded with attar, or exported as a bundle."""
+    projector: Literal["linear", "mlp"] | None = None
+    """What brings features into the teacher's space: the projection alone, or BatchNorm, ReLU and a
+    second linear layer of the teacher's width behind it; the projection alone where the method does
+    not set the other. Plain classifiers have none. timm's file of a student with "mlp" lacks what
+    is behind the projection: it is to be loaded with attar, or exported as a bundle."""
     drop_path: float | None = None
     """Stochastic depth while training: the chance that a residual block is left out; the backbone's
     own by default."""
 
-    UNSET: ClassVar[Mapping[str, Any]] = {"freeze_bn": False, "projection": "random"}
+    UNSET: ClassVar[Mapping[str, Any]] = {
+        "freeze_bn": False,
+        "projection": "random",
+        "projector": "linear",
+    }
     """What None means where the method sets nothing."""
 
     def __post_init__(self) -> None:
@@ -46,4 +55,9 @@ class StudentConfig:
         if self.projection == "fitted" and self.projection_bias is False:
             raise UsageError(
                 "--student.projection fitted comes with a bias: add --student.projection-bias"
+            )
+        if self.projection == "fitted" and self.projector == "mlp":
+            raise UsageError(
+                "--student.projection fitted is one linear map, which --student.projector mlp is "
+                "not: add --student.projector linear, or --student.projection random"
             )

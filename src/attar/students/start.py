@@ -16,8 +16,8 @@ def take_weights(student: Student, path: Path) -> None:
     rows of the classes that both know; rows of other classes keep their new values.
 
     Raises:
-        UsageError: another architecture, another head, the space of another teacher, or a bias in
-            the projection where this student has none.
+        UsageError: another architecture, another head, the space of another teacher, another
+            projector, or a bias in the projection where this student has none.
     """
     trained = load_student(path)
     ours, theirs = student.spec, trained.spec
@@ -25,6 +25,7 @@ def take_weights(student: Student, path: Path) -> None:
         ("architecture", ours.name, theirs.name),
         ("head", ours.head, theirs.head),
         ("teacher", ours.teacher_identity, theirs.teacher_identity),
+        ("projector", ours.projector, theirs.projector),
     ):
         if own != other:
             raise UsageError(

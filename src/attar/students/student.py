@@ -13,7 +13,7 @@ from typing import Any, Literal, Self
 import timm
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from timm.models import save_for_hf
 from torch import Tensor, nn
 
@@ -24,10 +24,13 @@ from attar.students.weights import check_weights, classifier_names, load_backbon
 from attar.types import Outputs
 
 Head = Literal["embedding", "classes"]
+Projector = Literal["linear", "mlp"]
 _SMALLEST_IMAGE = 32
 _OF_OTHER_SIZES = ("test_input_size", "test_crop_pct", "pool_size")
 """What timm's configuration says of sizes that are not the student's."""
 _BATCH_NORMS = (nn.modules.batchnorm._BatchNorm,)
+_PROJECTOR_FILE = "projector.safetensors"
+"""What is behind the projection, in a file of its own: timm refuses tensors it does not know."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +62,8 @@ class StudentSpec:
     """Whether the projection's bias is learnt; else it is zero and frozen."""
     gelu: bool = False
     """Whether GELU follows the projection."""
+    projector: Projector = "linear"
+    """"linear": the projection alone; "mlp": BatchNorm, ReLU and Linear follow it."""
 
 
 class Student(nn.Module):
@@ -70,6 +75,7 @@ class Student(nn.Module):
     def __init__(self, network: nn.Module, spec: StudentSpec) -> None:
         super().__init__()
         self.network = network
+        self.projector = _layers_behind(spec.dim) if spec.projector == "mlp" else None
         self.spec = spec
         self.register_buffer("mean", torch.tensor(spec.mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(spec.std).view(1, 3, 1, 1), persistent=False)
@@ -110,6 +116,9 @@ class Student(nn.Module):
         return self._activate(projection(pooled))
 
     def _activate(self, projected: Tensor) -> Tensor:
+        """Return what the layers behind the projection make of its output [N, D]."""
+        if self.projector is not None:
+            projected = self.projector(projected)
         return F.gelu(projected) if self.spec.gelu else projected
 
     def _regions(self, feature_map: Tensor) -> Tensor:
@@ -127,7 +136,7 @@ class Student(nn.Module):
         return self.network.get_submodule(classifier_names(self.network)[0])
 
     def projection_parameters(self) -> Iterator[nn.Parameter]:
-        """Yield the parameters of the projection that are learnt."""
+        """Yield the parameters of the projection, and of what is behind it, that are learnt."""
         frozen = {id(bias) for bias in self._frozen_biases()}
         yield from (p for p in self._whole_projection() if id(p) not in frozen)
 
@@ -137,12 +146,17 @@ class Student(nn.Module):
         yield from (p for p in self.network.parameters() if id(p) not in projection)
 
     def _whole_projection(self) -> Iterator[nn.Parameter]:
+        yield from self._classifier()
+        if self.projector is not None:
+            yield from self.projector.parameters()
+
+    def _classifier(self) -> Iterator[nn.Parameter]:
         for name in classifier_names(self.network):
             yield from self.network.get_submodule(name).parameters()
 
     def _frozen_biases(self) -> Iterator[nn.Parameter]:
         if not self.spec.projection_bias:
-            yield from (p for p in self._whole_projection() if p.ndim == 1)
+            yield from (p for p in self._classifier() if p.ndim == 1)
 
     def clear_projection_bias(self) -> None:
         """Set the projection's bias to zero where the student's projection has none."""
@@ -153,7 +167,7 @@ class Student(nn.Module):
     def set_projection(self, weight: Tensor, bias: Tensor) -> None:
         """Put a fitted projection (weight [D, W], bias [D]) in place of the classifier's values.
 
-        Whatever it was before, the student's projection then has a bias.
+        Whatever it was before, the student's projection then has a bias and nothing behind it.
         """
         linear: Any = self.projection()
         fits = isinstance(linear, nn.Linear | nn.Conv2d) and linear.weight.numel() == weight.numel()
@@ -165,16 +179,31 @@ class Student(nn.Module):
         with torch.no_grad():
             linear.weight.copy_(weight.view_as(linear.weight))
             linear.bias.copy_(bias)
-        self.spec = replace(self.spec, projection_bias=True)
+        self.projector = None
+        self.spec = replace(self.spec, projection_bias=True, projector="linear")
 
     def train(self, mode: bool = True) -> Self:
-        """Set the training mode; frozen BatchNorm stays in evaluation mode."""
+        """Set the training mode; the backbone's BatchNorm stays in evaluation mode if frozen.
+
+        The projector's own has no statistics from before training that could be kept.
+        """
         super().train(mode)
         if self.spec.freeze_bn:
-            for module in self.modules():
+            for module in self.network.modules():
                 if isinstance(module, _BATCH_NORMS):
                     module.eval()
         return self
+
+    def train_projection(self, mode: bool = True) -> None:
+        """Set the training mode of the projection, and of what is behind it, alone."""
+        self.projection().train(mode)
+        if self.projector is not None:
+            self.projector.train(mode)
+
+
+def _layers_behind(dim: int) -> nn.Module:
+    """Return what makes Linear - BatchNorm - ReLU - Linear of a projection; [N, D] to [N, D]."""
+    return nn.Sequential(nn.BatchNorm1d(dim), nn.ReLU(), nn.Linear(dim, dim))
 
 
 def bare_name(name: str) -> str:
@@ -189,14 +218,15 @@ def bare_name(name: str) -> str:
     return bare
 
 
-def check_student(name: str, config: StudentConfig) -> None:
+def check_student(name: str, config: StudentConfig, head: Head = "embedding") -> None:
     """Refuse a name, an image size or a weights file that cannot work; downloads nothing.
 
     Raises:
         UsageError: as `build_student`.
     """
     check_weights(config.weights)
-    build_student(name, 1, replace(config, weights="none"))
+    class_names = ("class",) if head == "classes" else ()
+    build_student(name, 1, replace(config, weights="none"), class_names=class_names)
 
 
 def build_student(
@@ -215,8 +245,14 @@ def build_student(
     `teacher_identity` say in whose joint space the features of any other student lie.
 
     Raises:
-        UsageError: unknown name, weights that do not fit, or an image size it cannot take.
+        UsageError: unknown name, weights that do not fit, an image size it cannot take, or a plain
+            classifier with a projector.
     """
+    if class_names and config.projector == "mlp":
+        raise UsageError(
+            "--student.projector mlp: a plain classifier has no projection into a teacher's space "
+            "to put it behind; leave --student.projector out"
+        )
     architecture = bare_name(name)
     network = _create_network(architecture, dim, config.image_size, config.drop_path)
     origin = load_backbone_weights(network, architecture, config.weights)
@@ -238,6 +274,7 @@ def build_student(
         freeze_bn=bool(config.freeze_bn),
         projection_bias=config.projection_bias is not False,
         gelu=config.gelu and not class_names,
+        projector=config.projector or "linear",
     )
     student = Student(network, spec)
     student.clear_projection_bias()
@@ -249,10 +286,13 @@ def save_student(student: Student, folder: Path) -> Path:
     """Write the student as a timm model folder (config.json, model.safetensors) plus attar.json.
 
     config.json names the student's own preprocessing, not that of timm's pretrained weights, so
-    that `timm.data.resolve_model_data_config` gives what attar uses.
+    that `timm.data.resolve_model_data_config` gives what attar uses. What is behind the projection
+    has a file of its own, which timm does not read.
     """
     with atomic_folder(folder) as temporary, _own_preprocessing(student):
         save_for_hf(student.network, str(temporary), safe_serialization=True)
+        if student.projector is not None:
+            save_file(student.projector.state_dict(), temporary / _PROJECTOR_FILE)
         write_json(temporary / "attar.json", asdict(student.spec))
     return folder
 
@@ -292,7 +332,10 @@ def load_student(path: Path | str) -> Student:
     spec = _spec_from_json(read_json(folder / "attar.json"))
     network = _create_network(spec.name, spec.dim, spec.image_size)
     network.load_state_dict(load_file(folder / "model.safetensors"))
-    return Student(network, spec).eval()
+    student = Student(network, spec)
+    if student.projector is not None:
+        student.projector.load_state_dict(load_file(folder / _PROJECTOR_FILE))
+    return student.eval()
 
 
 def _spec_from_json(values: dict[str, Any]) -> StudentSpec:

@@ -11,10 +11,14 @@ BATCH_NORMS = (nn.modules.batchnorm._BatchNorm,)
 
 
 def live_batchnorms(student: Student) -> list[nn.modules.batchnorm._BatchNorm]:
-    """Return the BatchNorm layers whose running statistics follow the data; none when frozen."""
-    if student.spec.freeze_bn:
+    """Return the BatchNorm layers whose running statistics follow the data.
+
+    Where they are frozen, the backbone's do not, but the projector's do.
+    """
+    live = student.projector if student.spec.freeze_bn else student
+    if live is None:
         return []
-    layers = (m for m in student.modules() if isinstance(m, BATCH_NORMS))
+    layers = (m for m in live.modules() if isinstance(m, BATCH_NORMS))
     return [layer for layer in layers if layer.track_running_stats]
 
 

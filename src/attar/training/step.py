@@ -67,9 +67,9 @@ class StepModule(nn.Module):
         self.train()
         if self.trainable == "projection":
             self.student.eval()
-            self.student.projection().train()
+            self.student.train_projection()
         elif self.trainable == "backbone":
-            self.student.projection().eval()
+            self.student.train_projection(False)
         if self.class_features is not None:
             self.class_features.eval()
 

@@ -1,0 +1,118 @@
+#!/usr/bin/env bash
+# Every grid behind docs/results, one name each:
+#
+#   PACS=… SAMPLE=… SENTENCES=… scripts/claims.sh GRID [JOBS]
+#
+# PACS: domain/class/image; SAMPLE: a folder of photographs; SENTENCES: one a line. Only the grids
+# that use them ask for them. All grids go on where they stopped, and cells whose results are
+# committed are not run again. JOBS cells run side by side (2), each in a process of its own; on a
+# GPU count 4 GB a cell.
+set -euo pipefail
+
+grid=${1:?name a grid: pacs entry strict few-images white-box emoji emoji-seeds scratch one-task \
+foundation tenth}
+jobs=${2:-2}
+results=docs/results
+export OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
+
+budget=(--training.steps 200 --training.precision fp32 --training.workers 1 --jobs "$jobs")
+seeds=(--seeds 0 --seeds 1 --seeds 2)
+lite0=(--student tf_efficientnet_lite0)
+
+odd_half() { python scripts/odd_half.py "${PACS:?}" runs/pacs-odd; }
+
+domains() {  # domains RESULTS OUT OPTION...
+    local name=$1 out=$2
+    shift 2
+    odd_half
+    attar bench domains --data runs/pacs-odd --lr-domain photo --student.image-size 128 \
+        --training.batch-size 32 "${budget[@]}" --out "$out" --results "$results/$name" "$@"
+}
+
+classes() {  # classes RESULTS OPTION...
+    local name=$1
+    shift
+    attar bench classes --teacher pocket --training.batch-size 64 "${budget[@]}" \
+        --out "runs/$name" --results "$results/$name" "$@"
+}
+
+foundation() {  # foundation RESULTS SENTENCES ARM...
+    local name=$1 sentences=$2
+    shift 2
+    python scripts/foundation_table.py --pacs "${PACS:?}" --imagenet-sample "${SAMPLE:?}" \
+        --sentences "$sentences" --strict-teacher pocket-without:sketch --store runs/foundation/store \
+        --out "runs/$name" --results "$results/$name" --seeds 0 1 2 --arms "$@"
+}
+
+case $grid in
+pacs)  # unseen domains: all methods with one seed, then three seeds where the claims are
+    pocket=(unseen-domains-pacs runs/pacs "${lite0[@]}" --teacher pocket
+        --strict-teacher 'pocket-without:{domain}'
+        --variants $results/unseen-domains-pacs/variants.yaml
+        --methods vl2v-adip --methods feature-mse --methods erm)
+    domains "${pocket[@]}" --methods kd --methods simkd --methods miro --methods rise \
+        --methods scmd --methods text2concept --methods linear-probe --methods lp-ft
+    domains "${pocket[@]}" "${seeds[@]}"
+    ;;
+entry)
+    domains unseen-domains-pacs runs/pacs "${lite0[@]}" --teacher pocket --methods attar "${seeds[@]}"
+    ;;
+strict)  # teachers that never saw the held-out domain; whom to follow where they are weak
+    strict=(strict-teachers-pacs runs/strict "${lite0[@]}" --teacher 'pocket-without:{domain}'
+        --methods vl2v-adip "${seeds[@]}")
+    domains "${strict[@]}" --methods erm
+    domains "${strict[@]}" --variants $results/strict-teachers-pacs/variants.yaml \
+        --domains sketch --domains cartoon
+    ;;
+few-images)
+    domains few-images-pacs runs/pacs "${lite0[@]}" --teacher pocket --methods vl2v-adip \
+        --methods erm --variants $results/few-images-pacs/variants.yaml "${seeds[@]}"
+    ;;
+white-box)
+    python scripts/train_small_openclip.py --pacs "${PACS:?}" --out runs/small-openclip
+    domains white-box-pacs runs/pacs --teacher pocket --student teacher --domains sketch \
+        --methods vl2v-sd --methods wise-ft --variants $results/white-box-pacs/variants.yaml \
+        --lrs 3e-5 --lrs 1e-4 --lrs 3e-4
+    ;;
+emoji)  # unseen classes: the eight combinations of Li et al.'s table 1, and its table 5
+    terms=classification+image-contrastive+proximity
+    emoji=(unseen-classes-emoji "${lite0[@]}" --student.image-size 96)
+    rows=()
+    for row in closed-set classification feature-mse classification+feature-mse image-contrastive \
+        classification+image-contrastive classification+image-contrastive+feature-mse $terms \
+        $terms+feature-mse image-contrastive+proximity image-contrastive+proximity+feature-mse \
+        $terms+descriptions $terms+prompts $terms+descriptions+prompts; do
+        rows+=(--rows "$row")
+    done
+    classes "${emoji[@]}" "${rows[@]}"
+    ;;
+emoji-seeds)  # a table of its own, since every row of one has the same seeds
+    classes unseen-classes-emoji-seeds "${lite0[@]}" --student.image-size 96 "${seeds[@]}" \
+        --lrs 3e-3 --rows classification --rows classification+image-contrastive \
+        --rows classification+image-contrastive+proximity \
+        --rows classification+image-contrastive+proximity+descriptions
+    ;;
+scratch)
+    classes unseen-classes-scratch --student resnet18 --student.weights none \
+        --student.image-size 64 "${seeds[@]}" --rows classification \
+        --rows classification+image-contrastive \
+        --rows classification+image-contrastive+proximity \
+        --rows classification+image-contrastive+proximity+descriptions
+    ;;
+one-task)  # run where $SENTENCES is named flickr8k-captions.txt, as the variant names it
+    classes one-task "${lite0[@]}" --student.image-size 96 "${seeds[@]}" --rows closed-set \
+        --rows classification+image-contrastive+proximity --methods vl2v-adip --methods attar \
+        --methods feature-mse --methods kd --variants $results/one-task/variants.yaml
+    ;;
+foundation)
+    foundation unpaired-foundation "${SENTENCES:?}" '(.7, .3, 0), A' feature-mse
+    ;;
+tenth)  # after scripts/selection_table.py has written both files
+    foundation selected-tenth runs/selection/selected-tenth.txt '(.7, .3, 0), A'
+    foundation random-tenth runs/selection/random-tenth.txt '(.7, .3, 0), A'
+    ;;
+*)
+    echo "unknown grid: $grid" >&2
+    exit 2
+    ;;
+esac
