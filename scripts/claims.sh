@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
-# Every grid behind docs/results, one name each:
+# The grids behind the claims in docs/results, a name each, from the root of the checkout:
 #
 #   PACS=… SAMPLE=… SENTENCES=… scripts/claims.sh GRID [JOBS]
 #
-# PACS: domain/class/image; SAMPLE: a folder of photographs; SENTENCES: one a line. Only the grids
-# that use them ask for them. All grids go on where they stopped, and cells whose results are
-# committed are not run again. JOBS cells run side by side (2), each in a process of its own; on a
-# GPU count 4 GB a cell.
+# PACS: domain/class/image; SAMPLE: a folder of photographs, one a class of ImageNet; SENTENCES: the
+# captions of Flickr8k, one a line, in a file named flickr8k-captions.txt, as the cells name it. Only
+# the grids that use them ask for them. All grids go on where they stopped, and cells whose results
+# are committed are not run again. JOBS cells run side by side (2), each in a process of its own; on
+# a GPU count 4 GB a cell.
 set -euo pipefail
 
 grid=${1:?name a grid: pacs entry strict few-images white-box emoji emoji-seeds scratch one-task \
@@ -20,6 +21,15 @@ seeds=(--seeds 0 --seeds 1 --seeds 2)
 lite0=(--student tf_efficientnet_lite0)
 
 odd_half() { python scripts/odd_half.py "${PACS:?}" runs/pacs-odd; }
+
+strict_heads() {  # strict_heads DOMAIN...: they are made, not shipped
+    local domain
+    for domain in "$@"; do
+        [[ -f ${ATTAR_CACHE:-$HOME/.cache/attar}/pocket/head-without-$domain.safetensors ]] ||
+            python scripts/train_pocket_head.py --pacs "${PACS:?}" \
+                --imagenet-sample "${SAMPLE:?}" --without "$domain"
+    done
+}
 
 domains() {  # domains RESULTS OUT OPTION...
     local name=$1 out=$2
@@ -39,6 +49,7 @@ classes() {  # classes RESULTS OPTION...
 foundation() {  # foundation RESULTS SENTENCES ARM...
     local name=$1 sentences=$2
     shift 2
+    strict_heads sketch
     python scripts/foundation_table.py --pacs "${PACS:?}" --imagenet-sample "${SAMPLE:?}" \
         --sentences "$sentences" --strict-teacher pocket-without:sketch --store runs/foundation/store \
         --out "runs/$name" --results "$results/$name" --seeds 0 1 2 --arms "$@"
@@ -46,6 +57,7 @@ foundation() {  # foundation RESULTS SENTENCES ARM...
 
 case $grid in
 pacs)  # unseen domains: all methods with one seed, then three seeds where the claims are
+    strict_heads art_painting cartoon photo sketch
     pocket=(unseen-domains-pacs runs/pacs "${lite0[@]}" --teacher pocket
         --strict-teacher 'pocket-without:{domain}'
         --variants $results/unseen-domains-pacs/variants.yaml
@@ -55,21 +67,25 @@ pacs)  # unseen domains: all methods with one seed, then three seeds where the c
     domains "${pocket[@]}" "${seeds[@]}"
     ;;
 entry)
-    domains unseen-domains-pacs runs/pacs "${lite0[@]}" --teacher pocket --methods attar "${seeds[@]}"
+    domains unseen-domains-pacs runs/pacs "${lite0[@]}" --teacher pocket --methods vl2v-adip \
+        --variants $results/own-entry/entries.yaml "${seeds[@]}"
     ;;
 strict)  # teachers that never saw the held-out domain; whom to follow where they are weak
+    strict_heads art_painting cartoon photo sketch
     strict=(strict-teachers-pacs runs/strict "${lite0[@]}" --teacher 'pocket-without:{domain}'
         --methods vl2v-adip "${seeds[@]}")
-    domains "${strict[@]}" --methods erm
     domains "${strict[@]}" --variants $results/strict-teachers-pacs/variants.yaml \
         --domains sketch --domains cartoon
+    domains "${strict[@]}" --methods erm  # last, so that the table has all four domains
     ;;
 few-images)
     domains few-images-pacs runs/pacs "${lite0[@]}" --teacher pocket --methods vl2v-adip \
         --methods erm --variants $results/few-images-pacs/variants.yaml "${seeds[@]}"
     ;;
 white-box)
-    python scripts/train_small_openclip.py --pacs "${PACS:?}" --out runs/small-openclip
+    # Its weights depend on the machine, and with them what its rows start from: never made twice.
+    [[ -f runs/small-openclip/facts.json ]] ||
+        python scripts/train_small_openclip.py --pacs "${PACS:?}" --out runs/small-openclip
     domains white-box-pacs runs/pacs --teacher pocket --student teacher --domains sketch \
         --methods vl2v-sd --methods wise-ft --variants $results/white-box-pacs/variants.yaml \
         --lrs 3e-5 --lrs 1e-4 --lrs 3e-4
@@ -99,13 +115,15 @@ scratch)
         --rows classification+image-contrastive+proximity \
         --rows classification+image-contrastive+proximity+descriptions
     ;;
-one-task)  # run where $SENTENCES is named flickr8k-captions.txt, as the variant names it
+one-task)
+    [[ -e flickr8k-captions.txt ]] || ln -s "${SENTENCES:?}" flickr8k-captions.txt
     classes one-task "${lite0[@]}" --student.image-size 96 "${seeds[@]}" --rows closed-set \
         --rows classification+image-contrastive+proximity --methods vl2v-adip --methods attar \
         --methods feature-mse --methods kd --variants $results/one-task/variants.yaml
     ;;
 foundation)
     foundation unpaired-foundation "${SENTENCES:?}" '(.7, .3, 0), A' feature-mse
+    # The other four arms have one seed: scripts/foundation_table.py without --arms and --seeds.
     ;;
 tenth)  # after scripts/selection_table.py has written both files
     foundation selected-tenth runs/selection/selected-tenth.txt '(.7, .3, 0), A'

@@ -5,13 +5,15 @@ stands for its cell on any machine: a grid goes on from results alone, without t
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from attar.config import to_plain
 from attar.data.table import ImageTable
 from attar.errors import UsageError
 from attar.files import read_json, sha256_file, sha256_text, write_json
+from attar.methods.registry import find_method, method_options
 from attar.records import Record
 from attar.run import RunConfig, differences, plain_options
 from attar.stages.request import fill_sections
@@ -57,12 +59,17 @@ def file_name(domain: str) -> str:
 
 
 def what_was_run(config: RunConfig) -> dict[str, Any]:
-    """Return the options that decide a cell's result, wherever and however fast it is made."""
+    """Return the options that decide a cell's result, wherever and however fast it is made.
+
+    The method's are all named, so that a cell stays what it was when a default is changed.
+    """
+    chosen = method_options(find_method(config.method), config.method_options)
+    config = replace(fill_sections(config), method_options=to_plain(chosen))
     return {
         name: {k: v for k, v in value.items() if k not in _PACE}
         if isinstance(value, dict)
         else value
-        for name, value in plain_options(fill_sections(config)).items()
+        for name, value in plain_options(config).items()
         if name not in _PLACES
     }
 

@@ -9,8 +9,8 @@ ridge solution of the projection, which costs no step. L_scores = KL(q ‖ softm
 proximity to the class names (arXiv 2307.03135) with the label in its target,
 q = λ onehot(y) + (1 - λ) softmax(cos(v, t) / τ). L_geometry = 2 KL(softmax(cos(v, v') / τ) ‖
 softmax(cos(s, v') / τ)) over the batch's images v' is the pseudo score of DIME-FM
-(arXiv 2303.18232). What each is worth was measured on emoji before any other data: see the method's
-page.
+(arXiv 2303.18232). What each is worth was measured on emoji before any other data:
+docs/results/own-entry.md.
 """
 
 import math
@@ -29,18 +29,15 @@ from attar.types import Batch, Loss, Outputs
 
 @dataclass(frozen=True, kw_only=True)
 class AttarOptions:
-    """Options of `attar`: a weight for each term (0: off).
+    """Options of `attar`: a weight for each term (0: off)."""
 
-    The defaults are the entry of 2026-11-22.
-    """
-
-    image: float = 4.0
+    image: float = 1.0
     """w_i, of the distance to the teacher's image feature."""
     text: float = 1.0
     """w_t, of the distance to the label's text; without a label, to the teacher's class mixture."""
     scores: float = 1.0
     """w_s, of the divergence between the scores of all classes."""
-    geometry: float = 0.1
+    geometry: float = 1.0
     """w_g, of the divergence between the similarities to the batch's other images."""
     label_share: float = 0.5
     """λ, the label's share in the target of the scores; an unlabelled image has the teacher's."""
@@ -137,7 +134,7 @@ def _phases(options: AttarOptions, total_steps: int, sizes: Sizes) -> tuple[Phas
 METHOD = Method(
     name="attar",
     summary="alignment, scores and geometry in one stage, from a fitted projection; needs labels",
-    paper="attar's own entry of 2026-11-22: alignment as in Addepalli et al., CVPR 2024; scores as "
+    paper="attar's own: alignment as in Addepalli et al., CVPR 2024; scores as "
     "in Li et al., ICCV 2023; geometry as in Sun et al., ICCV 2023",
     needs=frozenset({"teacher", "labels", "class_features"}),
     options=AttarOptions,
