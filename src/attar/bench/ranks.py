@@ -2,7 +2,6 @@
 
 import itertools
 import math
-from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +13,8 @@ EXACT = 8
 """Points up to which every order is gone through: 8! = 40,320."""
 RANDOM_ORDERS = 10_000
 RESAMPLES = 2_000
+LEAST_RESAMPLED = 8
+"""Points below which none are resampled: too few differ in a draw for an interval."""
 
 
 def rank_correlation(predictors: Floats, outcomes: Floats) -> Floats:
@@ -43,25 +44,26 @@ def permutation_p(predictors: Floats, outcomes: Floats, seed: int = 0) -> Floats
 
 
 def least_p(number: int) -> float:
-    """Return the smallest two-sided p that so many points without ties can have: 2 / n!."""
-    return 2 / math.factorial(number)
+    """Return the smallest p that permutation_p can give so many points without ties.
 
-
-def resampled_correlation(
-    predictors: Floats, outcomes: Floats, groups: Sequence[str], seed: int = 0
-) -> Floats:
-    """Return ρ [RESAMPLES, P, O] of groups of points drawn with replacement, each as a whole.
-
-    Seeds of one row resemble each other: it is rows that are drawn, never single students.
+    Of all n! orders the observed one and its reverse are as far from 0: 2 / n!. Of random orders
+    beyond EXACT points perhaps none is, and the observed one counts alone.
     """
-    members = [np.flatnonzero([g == name for g in groups]) for name in dict.fromkeys(groups)]
-    random = np.random.default_rng(seed)
-    found = []
-    for _ in range(RESAMPLES):
-        drawn = random.integers(len(members), size=len(members))
-        points = np.concatenate([members[one] for one in drawn])
-        found.append(rank_correlation(predictors[points], outcomes[points]))
-    return np.stack(found)
+    return 2 / math.factorial(number) if number <= EXACT else 1 / (RANDOM_ORDERS + 1)
+
+
+def resampled_correlation(predictors: Floats, outcomes: Floats, seed: int = 0) -> Floats:
+    """Return ρ [D, P, O] of D = RESAMPLES draws of the points with replacement.
+
+    As many points with the same seed are drawn alike, whatever their values. Of fewer than
+    LEAST_RESAMPLED points there are no draws: D = 0.
+    """
+    number = len(outcomes)
+    draws = RESAMPLES if number >= LEAST_RESAMPLED else 0
+    found = np.empty((draws, predictors.shape[1], outcomes.shape[1]))
+    for place, drawn in enumerate(np.random.default_rng(seed).integers(number, size=(draws, number))):
+        found[place] = rank_correlation(predictors[drawn], outcomes[drawn])
+    return found
 
 
 def interval(values: Floats) -> tuple[float, float] | None:
