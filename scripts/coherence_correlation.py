@@ -6,14 +6,15 @@ Reads what `attar bench classes` wrote (results.jsonl, and nothing else) and wri
 coherence.json, coherence.md and coherence.svg: Spearman's rank correlation, over the rows of the
 table, of each coherence metric with the accuracy on unseen classes, in all domains together and in
 each held-out one; beside it the same of plain predictors, accuracy on seen classes and mean cosine
-with the teacher. Several folders with results of one student are joined; the files go to the first.
+with the teacher. Several folders with results of one student are joined, over the seeds that all
+rows have; the files go to the first.
 """
 
 import argparse
+import itertools
 import math
 import sys
-from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,10 +23,19 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 
-from attar.bench.class_table import METRIC
+from attar.bench.coherence_points import (
+    COHERENT,
+    PLAIN,
+    PREDICTORS,
+    UNSEEN,
+    WORDS,
+    Points,
+    read_points,
+)
 from attar.bench.markdown import NOTHING, markdown
 from attar.bench.ranks import (
     EXACT,
+    LEAST_RESAMPLED,
     RANDOM_ORDERS,
     RESAMPLES,
     Floats,
@@ -36,133 +46,58 @@ from attar.bench.ranks import (
     resampled_correlation,
 )
 from attar.errors import UsageError
-from attar.evaluation.coherence import CLASSES, NEIGHBOURS
-from attar.evaluation.coherence import TASK as COHERENCE
-from attar.evaluation.fidelity import TASK as FIDELITY
-from attar.evaluation.zero_shot import TASK as ZERO_SHOT
 from attar.files import atomic_path, write_json, write_text
-from attar.records import Record, read_records
+from attar.records import read_records
 from attar.report.figures import ACCENT, INK, LINE, MUTED, new_figure, quiet
 
-Quantity = tuple[str, str, str, str]
-"""(task, split, domain, metric): what a record says of one student."""
-
-TRAIN, SEEN, UNSEEN, HELD_OUT = "train", "test_id", "unseen_classes", "held_out"
-WORDS = {TRAIN: "training images", SEEN: "seen classes", UNSEEN: "unseen classes"}
 LEAST = 3
-"""Points below which a rank correlation says nothing."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Predictor:
-    """A number that may foretell the accuracy on unseen classes."""
-
-    name: str
-    quantity: Quantity
-    sign: float = 1.0
-    """-1 where less is better, so that a positive correlation means "the better, the better"."""
-
-    @property
-    def title(self) -> str:
-        return f"{self.name}, {WORDS[self.quantity[1]]}"
-
-
-METRICS = (
-    ("M_rel ↑", "relative_coherence", 1.0),
-    *((f"M_neigh, k={k} ↑", f"neighborhood_overlap@{k}", 1.0) for k in NEIGHBOURS),
-    *((f"M_vlalign, k={k} ↓", f"alignment_inversions@{k}", -1.0) for k in CLASSES),
-)
-"""The paper's metrics: name, metric of the record, sign."""
-COHERENT = tuple(
-    Predictor(name=name, quantity=(COHERENCE, split, "all", metric), sign=sign)
-    for split in (TRAIN, UNSEEN)
-    for name, metric, sign in METRICS
-)
-PLAIN = (
-    Predictor(name="accuracy ↑", quantity=(ZERO_SHOT, SEEN, "all", METRIC)),
-    Predictor(name="cosine with the teacher ↑", quantity=(FIDELITY, SEEN, "all", "mean_cosine")),
-    Predictor(name="cosine with the teacher ↑", quantity=(FIDELITY, UNSEEN, "all", "mean_cosine")),
-)
-PREDICTORS = (*COHERENT, *PLAIN)
+"""Rows below which a rank correlation says nothing."""
 SHOWN = ("M_rel ↑", "M_neigh, k=5 ↑", "M_vlalign, k=3 ↓")
 """The metrics of the picture and of the table of differences: those of the grid's own table."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Points:
-    """N students as points: what may foretell, and what is to be foretold."""
+class Estimate:
+    """Correlations of predictors with accuracies, and how they vary with the draw of rows."""
 
-    rows: tuple[str, ...]
-    """[N] the row of the table that a student is of; several seeds of a row are several points."""
-    predictors: Floats
-    """[N, P] in the order of PREDICTORS, as measured."""
-    outcomes: Floats
-    """[N, O] accuracies."""
-    domains: tuple[str, ...]
-    """[O] where the accuracy was measured: "all", then each held-out domain."""
-    left_out: tuple[str, ...] = ()
-    """Rows without some of the numbers, such as a closed set, which cannot name an unseen class."""
+    rho: Floats
+    """[P, O]"""
+    drawn: Floats
+    """[D, P, O] ρ of each draw; D = 0 where the rows are too few to draw from."""
 
-    @property
-    def turned(self) -> Floats:
-        """The predictors [N, P] with those turned round where less is better."""
-        return self.predictors * np.array([predictor.sign for predictor in PREDICTORS])
+    def of(self, i: int, j: int) -> dict[str, Any]:
+        """Return ρ of predictor i with accuracy j."""
+        return {"rho": _finite(self.rho[i, j]), "interval": interval(self.drawn[:, i, j])}
 
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The rows, each once."""
-        return tuple(dict.fromkeys(self.rows))
+    def difference(self, i: int, k: int, j: int) -> dict[str, Any]:
+        """Return ρ of predictor i less that of k, both with accuracy j and over the same draws."""
+        return {
+            "rho": _finite(self.rho[i, j] - self.rho[k, j]),
+            "interval": interval(self.drawn[:, i, j] - self.drawn[:, k, j]),
+        }
 
 
-def read_points(records: Sequence[Record]) -> Points:
-    """Return each row and seed as a point.
-
-    Raises:
-        UsageError: no student has all the numbers, or there are students of several models, which
-            differ in more than their row.
-    """
-    students = [r for r in records if r.role == "student" and "row" in r.extra]
-    models = sorted({record.model for record in students})
-    if len(models) > 1:
-        raise UsageError(
-            f"the results are of several students ({', '.join(models)}): rows of one student are "
-            "compared; give the folders of one at a time"
-        )
-    found: dict[tuple[str, int], dict[Quantity, float]] = defaultdict(dict)
-    for record in students:
-        said = found[str(record.extra["row"]), int(record.extra["seed"])]
-        for metric, value in record.metrics.items():
-            said[record.task, record.split, record.domain, metric] = value
-    held_out = {r.domain for r in students if r.split == HELD_OUT and r.domain != "all"}
-    domains = ("all", *sorted(held_out))
-    accuracies = [(ZERO_SHOT, UNSEEN, domain, METRIC) for domain in domains]
-    wanted = [*(predictor.quantity for predictor in PREDICTORS), *accuracies]
-    whole = {key: said for key, said in found.items() if all(q in said for q in wanted)}
-    if not whole:
-        raise UsageError(
-            "no row has both coherence and accuracy on unseen classes: give --results a folder "
-            "that `attar bench classes` wrote results.jsonl to"
-        )
-    values = np.array([[said[quantity] for quantity in wanted] for said in whole.values()])
-    kept = {row for row, _ in whole}
-    return Points(
-        rows=tuple(row for row, _ in whole),
-        predictors=values[:, : len(PREDICTORS)],
-        outcomes=values[:, len(PREDICTORS) :],
-        domains=domains,
-        left_out=tuple(dict.fromkeys(row for row, _ in found if row not in kept)),
+def over_rows(predictors: Floats, outcomes: Floats) -> Estimate:
+    """Return ρ over R rows of predictors [R, P] and outcomes [R, O]."""
+    return Estimate(
+        rho=rank_correlation(predictors, outcomes),
+        drawn=resampled_correlation(predictors, outcomes),
     )
 
 
-def mean_over_seeds(points: Points) -> Points:
-    """Return one point a row."""
-    members = [np.flatnonzero([row == name for row in points.rows]) for name in points.names]
-    return Points(
-        rows=points.names,
-        predictors=np.stack([points.predictors[rows].mean(axis=0) for rows in members]),
-        outcomes=np.stack([points.outcomes[rows].mean(axis=0) for rows in members]),
-        domains=points.domains,
-        left_out=points.left_out,
+def within_seeds(points: Points) -> Estimate:
+    """Return the mean over seeds of ρ over the rows of one seed.
+
+    Never over students of several seeds together: each seed has its own unseen classes, some
+    harder than others. All seeds draw the same rows, since seeds of a row resemble each other.
+    """
+    estimates = [
+        over_rows(predictors, outcomes)
+        for predictors, outcomes in zip(points.turned, points.outcomes, strict=True)
+    ]
+    return Estimate(
+        rho=np.mean([one.rho for one in estimates], axis=0),
+        drawn=np.mean([one.drawn for one in estimates], axis=0),
     )
 
 
@@ -172,57 +107,48 @@ def measure(points: Points) -> dict[str, Any]:
     Raises:
         UsageError: there are too few rows for any.
     """
-    rows = mean_over_seeds(points)
-    number = len(rows.rows)
+    number = len(points.rows)
     if number < LEAST:
         raise UsageError(
-            f"{number} rows ({', '.join(rows.rows)}) are no order to correlate: run "
+            f"{number} rows ({', '.join(points.rows)}) are no order to correlate: run "
             f"`attar bench classes` with {LEAST} rows or more"
         )
-    over_rows = rank_correlation(rows.turned, rows.outcomes)
-    over_seeds = rank_correlation(points.turned, points.outcomes)
-    p = permutation_p(rows.turned, rows.outcomes)
-    drawn_rows = resampled_correlation(rows.turned, rows.outcomes, rows.rows)
-    single = points.rows == rows.rows
-    drawn_seeds = (
-        drawn_rows if single else resampled_correlation(points.turned, points.outcomes, points.rows)
-    )
-    correlations = [
-        {
-            "predictor": predictor.title,
-            "metric": predictor.quantity[3],
-            "split": predictor.quantity[1],
-            "kind": "coherence" if i < len(COHERENT) else "plain",
-            "domain": domain,
-            "rows": {
-                "n": number,
-                "rho": _finite(over_rows[i, j]),
-                "p": _finite(p[i, j]),
-                "interval": interval(drawn_rows[:, i, j]),
-            },
-            "seeds": {
-                "n": len(points.rows),
-                "rho": _finite(over_seeds[i, j]),
-                "interval": interval(drawn_seeds[:, i, j]),
-            },
-            "more_than": {
-                PREDICTORS[k].title: {
-                    "rho": _finite(over_rows[i, j] - over_rows[k, j]),
-                    "interval": interval(drawn_rows[:, i, j] - drawn_rows[:, k, j]),
-                }
-                for k in range(len(COHERENT), len(PREDICTORS))
-                if k != i
-            },
-        }
-        for j, domain in enumerate(points.domains)
-        for i, predictor in enumerate(PREDICTORS)
-    ]
+    predictors, outcomes = points.turned.mean(axis=0), points.outcomes.mean(axis=0)
+    rows = over_rows(predictors, outcomes)
+    seeds = within_seeds(points) if len(points.seeds) > 1 else rows
+    p = permutation_p(predictors, outcomes)
     return {
-        "rows": dict(Counter(points.rows)),
-        "left_out": list(points.left_out),
+        "rows": list(points.rows),
+        "rows_left_out": list(points.rows_left_out),
+        "seeds": list(points.seeds),
+        "seeds_left_out": list(points.seeds_left_out),
         "least_p": least_p(number),
-        "correlations": correlations,
+        "correlations": [
+            {
+                **_names(i, domain),
+                "over_rows": {**rows.of(i, j), "p": _finite(p[i, j])},
+                "within_seeds": seeds.of(i, j),
+                "more_than": _more_than(rows, i, j),
+            }
+            for j, domain in enumerate(points.domains)
+            for i in range(len(PREDICTORS))
+        ],
     }
+
+
+def _names(i: int, domain: str) -> dict[str, str]:
+    """Return which correlation it is: of predictor i with the accuracy in a domain."""
+    predictor = PREDICTORS[i]
+    _, split, _, metric = predictor.quantity
+    kind = "coherence" if predictor in COHERENT else "plain"
+    names = {"predictor": predictor.title, "metric": metric, "split": split}
+    return {**names, "kind": kind, "domain": domain}
+
+
+def _more_than(rows: Estimate, i: int, j: int) -> dict[str, Any]:
+    """Return by how much predictor i foretells accuracy j better than each other plain one."""
+    plain = range(len(COHERENT), len(PREDICTORS))
+    return {PREDICTORS[k].title: rows.difference(i, k, j) for k in plain if k != i}
 
 
 def _finite(value: float) -> float | None:
@@ -230,40 +156,37 @@ def _finite(value: float) -> float | None:
 
 
 def tables(found: dict[str, Any], domains: Sequence[str]) -> str:
-    """Return the page: correlations over rows, over seeds where there are several, differences."""
+    """Return the page: correlations over rows, within seeds if there are several, differences."""
+    over = f"over {len(found['rows'])} rows"
+    drawn = _drawn_note(len(found["rows"]))
     parts = [
         "# Does coherence foretell accuracy on unseen classes?",
-        _table(found, domains, "rows", lambda c: _with_p(c["rows"])),
+        _table(found, domains, f"ρ {over}", lambda c: _with_p(c["over_rows"])),
         _note(found),
     ]
-    if any(seeds > 1 for seeds in found["rows"].values()):
-        students = sum(found["rows"].values())
+    if (number := len(found["seeds"])) > 1:
+        name = f"mean of {number} seeds' ρ {over}"
         parts += [
-            _table(found, domains, "students", lambda c: _with_interval(c["seeds"])),
-            f"Each of the {students} students (row and seed) as a point, with the middle 95 % of "
-            f"{RESAMPLES:,} draws of *rows*: seeds of one row are no independent evidence.",
+            _table(found, domains, name, lambda c: _with_interval(c["within_seeds"])),
+            "ρ over the students of one seed, averaged over seeds: a seed draws the unseen classes "
+            f"too, so students of different seeds are never ranked together. {drawn}",
         ]
     parts += [
         _difference_table(found, domains),
-        "ρ of a coherence metric less ρ of the plain predictor, over rows, with the middle 95 % "
-        f"of {RESAMPLES:,} draws of rows. Above 0: coherence foretells better; of few rows the "
-        "interval is coarse.",
+        "ρ of a coherence metric less ρ of the plain predictor, over rows. Above 0: coherence "
+        f"foretells better. {drawn}",
         "![Accuracy on unseen classes over coherence and over the plain predictors, one point a "
         "row](coherence.svg)",
-        "\n".join(
-            f"{place}. {row} ({seeds} seed{'s' if seeds > 1 else ''})"
-            for place, (row, seeds) in enumerate(found["rows"].items(), 1)
-        ),
+        "\n".join(f"{place}. {row}" for place, row in enumerate(found["rows"], 1)),
     ]
     return "\n\n".join(parts) + "\n"
 
 
 def _table(
-    found: dict[str, Any], domains: Sequence[str], points: str, text: Callable[[Any], str]
+    found: dict[str, Any], domains: Sequence[str], name: str, text: Callable[[Any], str]
 ) -> str:
     """Return ρ of each predictor (lines) with each accuracy (columns)."""
-    number = len(found["rows"]) if points == "rows" else sum(found["rows"].values())
-    head = [f"ρ over {number} {points} with the accuracy on", *map(_accuracy_name, domains)]
+    head = [f"{name} with the accuracy on", *map(_accuracy_name, domains)]
     body = []
     for predictor in PREDICTORS:
         of = [c for c in found["correlations"] if c["predictor"] == predictor.title]
@@ -287,26 +210,43 @@ def _accuracy_name(domain: str) -> str:
     return WORDS[UNSEEN] if domain == "all" else f"{WORDS[UNSEEN]}: {domain}"
 
 
+def _p(p: float) -> str:
+    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
+
+
 def _with_p(said: dict[str, Any]) -> str:
-    return NOTHING if said["rho"] is None else f"{said['rho']:z.2f} (p {said['p']:.3f})"
+    return NOTHING if said["rho"] is None else f"{said['rho']:z.2f} ({_p(said['p'])})"
 
 
 def _with_interval(said: dict[str, Any]) -> str:
-    if said["rho"] is None or said["interval"] is None:
+    if said["rho"] is None:
         return NOTHING
+    if said["interval"] is None:
+        return f"{said['rho']:z.2f}"
     low, high = said["interval"]
     return f"{said['rho']:z.2f} [{low:z.2f}, {high:z.2f}]"
 
 
+def _drawn_note(rows: int) -> str:
+    """Say what the intervals are, or why there are none."""
+    if rows < LEAST_RESAMPLED:
+        return f"No intervals: {rows} rows are too few to resample (from {LEAST_RESAMPLED} on)."
+    return (
+        f"In brackets the middle 95 % of {RESAMPLES:,} draws of rows with replacement: a rough "
+        "interval, since a row drawn twice agrees with itself, which pulls ρ outwards."
+    )
+
+
 def _note(found: dict[str, Any]) -> str:
     number, least = len(found["rows"]), found["least_p"]
-    kind = "all orders" if number <= EXACT else f"{RANDOM_ORDERS:,} random orders"
-    known = [c["rows"]["p"] for c in found["correlations"] if c["rows"]["p"] is not None]
+    kind = "all orders" if number <= EXACT else f"{RANDOM_ORDERS:,} random orders and the observed"
+    known = [c["over_rows"]["p"] for c in found["correlations"]]
+    known = [p for p in known if p is not None]
     below = sum(p < 0.05 for p in known)
-    few = f"With {number} rows even a perfect order has p = {least:.2g}"
+    few = f"With {number} rows even a perfect order has {_p(least)}"
     few += ": nothing here can be significant" if least >= 0.05 else ""
     sentences = [
-        "Spearman's ρ, one point a row (mean over its seeds), with the two-sided p of a "
+        f"Spearman's ρ, one point a row ({_seeds_note(found)}), with the two-sided p of a "
         f"permutation test ({kind}). Metrics where less is better (↓) are turned round: a "
         "positive ρ always means “the more coherent, the more accurate”.",
         f"{few}.",
@@ -315,9 +255,20 @@ def _note(found: dict[str, Any]) -> str:
         "Coherence on unseen classes looks at the very images that the accuracy is of, without "
         "their labels; on training images it foretells in earnest.",
     ]
-    if found["left_out"]:
-        sentences.append(f"Without all of these numbers, left out: {', '.join(found['left_out'])}.")
+    if found["rows_left_out"]:
+        rows = ", ".join(found["rows_left_out"])
+        sentences.append(f"Without all of these numbers, left out: {rows}.")
     return " ".join(sentences)
+
+
+def _seeds_note(found: dict[str, Any]) -> str:
+    """Say which seeds each row has been averaged over, and which only some rows have."""
+    seeds = ", ".join(map(str, found["seeds"]))
+    words = f"mean over seeds {seeds}" if len(found["seeds"]) > 1 else f"seed {seeds}"
+    if not found["seeds_left_out"]:
+        return words
+    others = ", ".join(map(str, found["seeds_left_out"]))
+    return f"{words}, which all rows have; not used, since some row lacks it: seed {others}"
 
 
 def draw(points: Points, file: Path) -> None:
@@ -332,9 +283,8 @@ def draw(points: Points, file: Path) -> None:
         _scatter(axes, points, place)
     for axes in panels[:, 0]:
         axes.set_ylabel("accuracy, unseen, %")
-    marks = zip(MARKS, points.domains, strict=False)
     panels.flat[0].legend(
-        [mpl.lines.Line2D([], [], linestyle="", **look) for look, _ in marks],
+        [mpl.lines.Line2D([], [], linestyle="", **look) for look in _looks(points.domains)],
         [_accuracy_name(domain) for domain in points.domains],
         frameon=False,
         fontsize=8,
@@ -343,21 +293,29 @@ def draw(points: Points, file: Path) -> None:
         figure.savefig(temporary, format="svg", metadata={"Date": None})
 
 
-MARKS: tuple[dict[str, Any], ...] = (
-    {"marker": "o", "color": ACCENT},
-    {"marker": "D", "color": "#d55e00", "markerfacecolor": "none"},
-    {"marker": "^", "color": "#009e73", "markerfacecolor": "none"},
-    {"marker": "s", "color": MUTED, "markerfacecolor": "none"},
-)
+MARKERS = ("o", "D", "^", "s")
+COLOURS = (ACCENT, "#d55e00", "#009e73", MUTED, "#cc79a7")
+
+
+def _looks(domains: Sequence[str]) -> list[dict[str, str]]:
+    """Return how to draw each domain; markers and colours come round after different lengths."""
+    cycled = zip(itertools.cycle(MARKERS), itertools.cycle(COLOURS), domains)
+    return [
+        {"marker": marker, "color": color, "markerfacecolor": color if domain == "all" else "none"}
+        for marker, color, domain in cycled
+    ]
 
 
 def _scatter(axes: Axes, points: Points, place: int) -> None:
-    rows = mean_over_seeds(points)
+    """Draw each row large and numbered, its students small behind it where there are several."""
+    predictor, outcomes = points.predictors[..., place], 100 * points.outcomes
     axes.grid(color=LINE, linewidth=0.8)
-    for column, look in zip(range(len(points.domains)), MARKS, strict=False):
-        of_seeds = points.predictors[:, place], 100 * points.outcomes[:, column]
-        axes.plot(*of_seeds, **look, linestyle="", markersize=3, alpha=0.35)
-        of_rows = rows.predictors[:, place], 100 * rows.outcomes[:, column]
+    for column, look in enumerate(_looks(points.domains)):
+        accuracy = outcomes[..., column]
+        axes.plot(
+            predictor.ravel(), accuracy.ravel(), **look, linestyle="", markersize=3, alpha=0.35
+        )
+        of_rows = predictor.mean(axis=0), accuracy.mean(axis=0)
         axes.plot(*of_rows, **look, linestyle="", markersize=6)
         for number, spot in enumerate(zip(*of_rows, strict=True), 1):
             axes.annotate(

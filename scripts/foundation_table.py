@@ -18,14 +18,14 @@ import hashlib
 import logging
 import sys
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from attar import pipeline
 from attar.bench.cells import load_cell, save_cell, what_was_run
-from attar.bench.markdown import markdown, mean_text, write_results
+from attar.bench.markdown import NOTHING, markdown, mean_text, write_results
 from attar.data.emoji import HELD_OUT_FAMILY, TRAINING_FAMILIES, emoji_concepts, extract_emoji
 from attar.data.images import is_image_name
 from attar.data.splits import SplitConfig
@@ -235,11 +235,11 @@ def tabulate(grid: Grid) -> str:
     records = [r for path in sorted(grid.results.glob("cells/*/*.json")) for r in cell_of(path)]
     records += cell_of(grid.results / "cells" / TEACHERS)
     rows = dict.fromkeys(r.role for r in records if r.role != "student")
-    body = [[row_name(row), *columns(r for r in records if r.role == row)] for row in rows]
-    body += [[arm, *columns(r for r in records if r.extra.get("arm") == arm)] for arm in ARMS]
+    body = [[row_name(row), *columns([r for r in records if r.role == row])] for row in rows]
+    body += [[arm, *columns([r for r in records if r.extra.get("arm") == arm])] for arm in ARMS]
     chances = {r.domain: r.extra["num_classes"] for r in records if "acc1" in r.metrics}
-    chance = [f"{100 / chances[test]:.1f}" if test in chances else "–" for test, _ in COLUMNS]
-    table = markdown(["", *COLUMNS.values()], [["*chance*", *chance], *body])
+    chance = [f"{100 / chances[test]:.1f}" if test in chances else NOTHING for test, _ in COLUMNS]
+    table = markdown(["", *COLUMNS.values(), "seeds"], [["*chance*", *chance, NOTHING], *body])
     write_results(records, grid.results, f"{table}\n\n{note(grid)}\n")
     return (grid.results / "table.md").read_text(encoding="utf-8")
 
@@ -252,26 +252,27 @@ def row_name(role: str) -> str:
     return "teacher" if role == "teacher" else f"teacher `{role}`"
 
 
-def columns(records: Iterable[Record]) -> list[str]:
-    """Return accuracy in % for each column, with its deviation over seeds."""
+def columns(records: Sequence[Record]) -> list[str]:
+    """Return accuracy in % for each column, with its deviation over seeds, and those seeds."""
     found: dict[tuple[str, str], list[float]] = defaultdict(list)
     for record in records:
         if "acc1" in record.metrics:
             kind = "zero-shot" if record.task == ZERO_SHOT else "probe"
             found[record.domain, kind].append(100 * record.metrics["acc1"])
-    return [mean_text(found[column]) for column in COLUMNS]
+    seeds = sorted({record.extra["seed"] for record in records if "seed" in record.extra})
+    said = ", ".join(map(str, seeds)) or NOTHING
+    return [*(mean_text(found[column]) for column in COLUMNS), said]
 
 
 def note(grid: Grid) -> str:
     asked = grid.options
     return (
         f"Top-1 accuracy in %. Student {asked.student} at {asked.image_size} px, teacher "
-        f"{asked.teacher}, {asked.steps} steps of {asked.batch_size} images, lr {asked.lr:g}, "
-        f"seeds {', '.join(map(str, asked.seeds))}. Weights (w_vl, w_pvl, w_udist); A: the "
-        "sentences; B: A and the prompts of every class that is asked about, so the names of the "
-        "evaluated classes are in training. Sketch: half of the pictures teach the "
-        "probe, the others are tested. Noto: the probe learns from the three other "
-        "families."
+        f"{asked.teacher}, {asked.steps} steps of {asked.batch_size} images, lr {asked.lr:g}. "
+        "Weights (w_vl, w_pvl, w_udist); A: the sentences; B: A and the prompts of every class "
+        "that is asked about, so the names of the evaluated classes are in training. Sketch: half "
+        "of the pictures teach the probe, the others are tested. Noto: the probe learns from the "
+        "three other families."
     )
 
 

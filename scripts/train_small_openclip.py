@@ -113,15 +113,19 @@ def describe(recipe: Recipe) -> dict[str, Any]:
     }
 
 
-def build(recipe: Recipe, config: Mapping[str, Any]) -> open_clip.CLIP:
-    """Return the untrained model: ImageNet weights in the backbone, random numbers elsewhere."""
+def build(recipe: Recipe, config: Mapping[str, Any]) -> tuple[open_clip.CLIP, str]:
+    """Return the untrained model and where its backbone's ImageNet weights came from.
+
+    All else, and without such weights on this machine ("none") the backbone too, starts from
+    random numbers.
+    """
     torch.manual_seed(recipe.seed)
     model = open_clip.CLIP(**config["model_cfg"])
     pretrained = timm.create_model(recipe.backbone)
-    load_backbone_weights(pretrained, recipe.backbone, "auto")
+    origin = load_backbone_weights(pretrained, recipe.backbone, "auto")
     wanted, state = model.visual.trunk.state_dict(), pretrained.state_dict()
     model.visual.trunk.load_state_dict({name: state[name] for name in wanted})
-    return model.to(memory_format=torch.channels_last)  # a third faster on a CPU
+    return model.to(memory_format=torch.channels_last), origin  # a third faster on a CPU
 
 
 def training_pictures(pictures: Sequence[Picture], without: str) -> list[Picture]:
@@ -253,7 +257,7 @@ def run(options: argparse.Namespace, recipe: Recipe) -> dict[str, Any]:
     pictures = [*read_pacs(options.pacs), *read_emoji(options.emoji)]
     kept = training_pictures(pictures, options.without)
     config = describe(recipe)
-    model = build(recipe, config)
+    model, origin = build(recipe, config)
     train(model, kept, recipe)
     with atomic_folder(options.out) as folder:
         write_json(folder / "open_clip_config.json", config)
@@ -263,6 +267,7 @@ def run(options: argparse.Namespace, recipe: Recipe) -> dict[str, Any]:
             "without": options.without,
             "training_images": len(kept),
             "recipe": asdict(recipe),
+            "backbone_weights": origin,
             "logit_scale": model.logit_scale.exp().item(),
             "held_out_accuracy": score(folder, pictures),
         }

@@ -2,10 +2,12 @@
 
 import importlib.util
 import json
+import re
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +15,8 @@ from scipy.stats import spearmanr
 
 from attar.bench.ranks import (
     EXACT,
+    LEAST_RESAMPLED,
+    RANDOM_ORDERS,
     interval,
     least_p,
     permutation_p,
@@ -68,6 +72,13 @@ def test_exact_p_by_hand() -> None:
     assert np.isnan(permutation_p(column(1, 1, 1), column(1, 2, 3)).item())
 
 
+def test_least_p_is_that_of_a_perfect_order() -> None:
+    for number in (3, 5, 12):  # all orders, all orders, random ones
+        order = column(*range(number))
+        assert permutation_p(order, order).item() == pytest.approx(least_p(number))
+    assert least_p(EXACT + 1) == 1 / (RANDOM_ORDERS + 1)
+
+
 def test_p_of_many_points_is_near_scipys() -> None:
     random = np.random.default_rng(1)
     left = random.normal(size=(2 * EXACT, 1))
@@ -76,13 +87,25 @@ def test_p_of_many_points_is_near_scipys() -> None:
     assert permutation_p(left, right).item() == pytest.approx(expected, abs=0.015)
 
 
-def test_groups_are_drawn_whole() -> None:
-    # Within a row the order is against the one between rows: single points would give other values.
-    left, right = column(1, 2, 11, 12), column(2, 1, 12, 11)
-    drawn = resampled_correlation(left, right, ("a", "a", "b", "b"))[:, 0, 0]
-    # Both rows: ranks 1 2 3 4 against 2 1 4 3, 1 - 6 * 4 / 60; one row twice: -1.
-    assert set(np.round(drawn, 6)) == {0.6, -1.0}
-    assert interval(drawn) == pytest.approx((-1.0, 0.6))
+def test_rows_are_resampled() -> None:
+    random = np.random.default_rng(2)
+    left = random.normal(size=(LEAST_RESAMPLED, 1))
+    right = left + random.normal(size=(LEAST_RESAMPLED, 1))
+    drawn = resampled_correlation(left, np.hstack([right, left, -left]))
+    found = interval(drawn[:, 0, 0])
+    assert found is not None
+    assert found[0] < rank_correlation(left, right).item() < found[1]
+    assert interval(drawn[:, 0, 1]) == pytest.approx((1, 1))  # perfect in every draw
+    assert interval(drawn[:, 0, 2]) == pytest.approx((-1, -1))
+    # Other values, same draws: what means over seeds and differences rest on.
+    again = resampled_correlation(np.exp(left), right)
+    assert np.array_equal(again[:, 0, 0], drawn[:, 0, 0])
+
+
+def test_few_rows_have_no_interval() -> None:
+    few = column(*range(LEAST_RESAMPLED - 1))
+    assert resampled_correlation(few, few).shape == (0, 1, 1)
+    assert interval(resampled_correlation(few, few)[:, 0, 0]) is None
     assert interval(np.array([np.nan])) is None
 
 
@@ -132,9 +155,14 @@ def write(folder: Path, records: list[Record]) -> Path:
     return folder
 
 
+def correlations(folder: Path) -> dict[tuple[str, str], dict[str, Any]]:
+    found = read_json(folder / "coherence.json")
+    return {(c["predictor"], c["domain"]): c for c in found["correlations"]}
+
+
 def test_the_files_say_what_the_records_say(script: ModuleType, tmp_path: Path) -> None:
-    # Means over seeds .1, .2, .3, .4; "b" and "c" overlap as single students.
-    accuracy = {"a": [0.1], "b": [0.05, 0.35], "c": [0.25, 0.35], "d": [0.4]}
+    # Means over seeds .1, .2, .3, .4; "b" and "c" change places in the second seed.
+    accuracy = {"a": [0.1, 0.1], "b": [0.05, 0.35], "c": [0.3, 0.3], "d": [0.4, 0.4]}
     records = records_of(accuracy, lambda value: 2 * value)
     closed = Record(
         dataset="emoji",
@@ -147,23 +175,25 @@ def test_the_files_say_what_the_records_say(script: ModuleType, tmp_path: Path) 
     folder = write(tmp_path / "results", [*records, closed])
     script.main(["--results", str(folder)])
     found = read_json(folder / "coherence.json")
-    assert found["rows"] == {"a": 1, "b": 2, "c": 2, "d": 1}
-    assert found["left_out"] == ["closed-set"]
+    assert (found["rows"], found["seeds"]) == (["a", "b", "c", "d"], [0, 1])
+    assert (found["rows_left_out"], found["seeds_left_out"]) == (["closed-set"], [])
     assert {c["domain"] for c in found["correlations"]} == {"all", "noto"}  # of the held-out ones
-    said = {(c["predictor"], c["domain"]): c for c in found["correlations"]}
+    said = correlations(folder)
     one = said["M_rel ↑, training images", "noto"]
-    assert one["rows"]["rho"] == pytest.approx(1)
-    assert one["rows"]["p"] == pytest.approx(2 / 24)
-    assert (one["rows"]["n"], one["seeds"]["n"]) == (4, 6)
+    assert one["over_rows"]["rho"] == pytest.approx(1)
+    assert one["over_rows"]["p"] == pytest.approx(2 / 24)
+    assert one["over_rows"]["interval"] is None
     # Here every metric grows with accuracy, which is the wrong way for inversions.
-    assert said["M_vlalign, k=3 ↓, training images", "all"]["rows"]["rho"] == pytest.approx(-1)
-    assert said["accuracy ↑, seen classes", "all"]["rows"]["rho"] == pytest.approx(-1)
+    assert said["M_vlalign, k=3 ↓, training images", "all"]["over_rows"]["rho"] == pytest.approx(-1)
+    assert said["accuracy ↑, seen classes", "all"]["over_rows"]["rho"] == pytest.approx(-1)
     assert one["more_than"]["accuracy ↑, seen classes"]["rho"] == pytest.approx(2)
     page = (folder / "coherence.md").read_text()
     assert "nothing here can be significant" in page
-    assert "| M_rel ↑, training images | 1.00 (p 0.083) | 1.00 (p 0.083) |" in page
+    assert "| M_rel ↑, training images | 1.00 (p = 0.083) | 1.00 (p = 0.083) |" in page
+    assert "mean over seeds 0, 1)" in page
+    assert "No intervals: 4 rows are too few" in page
     assert "left out: closed-set" in page
-    assert "2. b (2 seeds)" in page
+    assert "\n2. b\n" in page
     assert (folder / "coherence.svg").read_text().count("<svg") == 1
 
 
@@ -178,7 +208,78 @@ def test_the_same_results_make_the_same_files(script: ModuleType, tmp_path: Path
         assert (folders[0] / name).read_bytes() == (folders[1] / name).read_bytes()
     page = (folders[0] / "coherence.md").read_text()
     assert "even a perfect order has p = 0.017." in page
-    assert "students with the accuracy" not in page  # one seed a row: nothing further to say
+    assert "one point a row (seed 0)" in page
+    assert "seeds' ρ" not in page  # one seed a row: nothing further to say
+
+
+def test_students_are_ranked_within_their_seed(script: ModuleType, tmp_path: Path) -> None:
+    # The second seed has harder unseen classes and lower coherence: pooled, ρ would be above 0.
+    accuracy = {"a": [0.5, 0.1], "b": [0.6, 0.2], "c": [0.7, 0.3]}
+    records = records_of(accuracy, lambda value: (1.4 if value > 0.4 else 0.4) - value)
+    folder = write(tmp_path / "results", records)
+    script.main(["--results", str(folder)])
+    one = correlations(folder)["M_rel ↑, training images", "all"]
+    assert one["within_seeds"]["rho"] == pytest.approx(-1)
+    line = "| M_rel ↑, training images | -1.00 | -1.00 |"
+    assert line in (folder / "coherence.md").read_text()
+
+
+def test_rows_are_compared_over_shared_seeds(script: ModuleType, tmp_path: Path) -> None:
+    first = write(tmp_path / "first", records_of({"a": [0.1, 0.1], "b": [0.2, 0.2]}, float))
+    # The third seed would put "c" below "a".
+    other = write(tmp_path / "other", records_of({"c": [0.3, 0.3, -0.9]}, lambda value: value**2))
+    script.main(["--results", str(first), str(other)])
+    found = read_json(first / "coherence.json")
+    assert (found["rows"], found["seeds"]) == (["a", "b", "c"], [0, 1])
+    assert found["seeds_left_out"] == [2]
+    one = correlations(first)["M_rel ↑, training images", "all"]
+    assert one["over_rows"]["rho"] == pytest.approx(0.5)  # coherence .1, .2, .09
+    page = (first / "coherence.md").read_text()
+    assert (
+        "mean over seeds 0, 1, which all rows have; not used, since some row lacks it: seed 2"
+        in (page)
+    )
+    apart = records_of({"d": [0.4]}, float)
+    apart = [replace(r, extra={"row": "d", "seed": 7}) for r in apart]
+    with pytest.raises(
+        UsageError, match=r"no seed is shared by all rows \(a: \[0, 1\]; .*d: \[7\]"
+    ):
+        script.main(["--results", str(first), str(write(tmp_path / "apart", apart))])
+
+
+def test_many_rows_have_intervals_and_small_p(script: ModuleType, tmp_path: Path) -> None:
+    accuracy = {f"row{n}": [n / 20, n / 30] for n in range(EXACT + 4)}
+    folder = write(tmp_path / "results", records_of(accuracy, float))
+    script.main(["--results", str(folder)])
+    page = (folder / "coherence.md").read_text()
+    assert "even a perfect order has p < 0.001." in page
+    assert "10,000 random orders and the observed" in page
+    assert "| M_rel ↑, training images | 1.00 (p < 0.001) | 1.00 (p < 0.001) |" in page
+    assert "| M_rel ↑, training images | 1.00 [1.00, 1.00] | 1.00 [1.00, 1.00] |" in page
+    assert "pulls ρ outwards" in page
+    assert "No intervals" not in page
+
+
+def test_every_domain_is_drawn(script: ModuleType, tmp_path: Path) -> None:
+    rows = tuple("abc")
+    domains = ("all", *(f"domain{n}" for n in range(5)))
+    values = np.random.default_rng(3).random((1, 3, 40))
+    points = script.Points(
+        rows=rows,
+        seeds=(0,),
+        predictors=values[..., : len(script.PREDICTORS)],
+        outcomes=values[..., -len(domains) :],
+        domains=domains,
+    )
+    script.draw(points, tmp_path / "picture.svg")
+    drawn = (tmp_path / "picture.svg").read_text()
+    # Text is drawn as paths, each with its words in a comment.
+    for domain in domains[1:]:
+        assert f"unseen classes: {domain} " in drawn
+    looks = [tuple(look.values()) for look in script._looks(domains)]
+    assert len(set(looks)) == len(domains)
+    # Each number three times a domain and panel would be cut with the marks: 8 panels, 6 domains.
+    assert len(re.findall(r"<!-- 3 -->", drawn)) >= 8 * len(domains)
 
 
 def test_what_cannot_be_correlated_is_refused(script: ModuleType, tmp_path: Path) -> None:
@@ -190,6 +291,19 @@ def test_what_cannot_be_correlated_is_refused(script: ModuleType, tmp_path: Path
     other = write(tmp_path / "other", records_of({"c": [0.3]}, float, model="timm/b"))
     with pytest.raises(UsageError, match="several students"):
         script.main(["--results", str(two), str(other)])
+    elsewhere = [replace(r, dataset="pacs") for r in records_of({"c": [0.3]}, float)]
+    with pytest.raises(UsageError, match=r"several datasets \(emoji, pacs\)"):
+        script.main(["--results", str(two), str(write(tmp_path / "elsewhere", elsewhere))])
     empty = write(tmp_path / "empty", [])
     with pytest.raises(UsageError, match="no row has both"):
         script.main(["--results", str(empty)])
+
+
+def test_two_values_of_one_number_are_refused(script: ModuleType, tmp_path: Path) -> None:
+    records = records_of({"a": [0.1], "b": [0.2], "c": [0.3]}, float)
+    one = write(tmp_path / "one", records)
+    script.main(["--results", str(one), str(one)])  # said twice, and the same
+    assert read_json(one / "coherence.json")["rows"] == ["a", "b", "c"]
+    two = write(tmp_path / "two", records_of({"b": [0.25]}, float))
+    with pytest.raises(UsageError, match=r"row b, seed 0 has two values of .*, 0\.2 and 0\.25"):
+        script.main(["--results", str(one), str(two)])

@@ -17,6 +17,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 from attar.bench.cells import (
     digest_of,
     load_cell,
@@ -89,7 +91,7 @@ def run_classes(
     Raises:
         UsageError: an unknown row, student or teacher, data without unseen classes, or results
             that were made with another configuration.
-        AttarError: a cell failed; all others are done.
+        AttarError: a cell failed; what does not depend on it is done.
     """
     grid = _open(base, config, out, results or out)
     trials = {row: _trials(grid, row) for row in grid.rows}
@@ -103,8 +105,8 @@ def run_classes(
         if not any(cell.name in grid.running.failed for cell in cells)
     }
     if chosen:
-        _tabulate(grid)  # also when nothing is missing
-    _run(grid, _cells(grid, chosen), after=_tabulate)
+        _tabulate(grid, chosen)  # also when nothing is missing
+    _run(grid, _cells(grid, chosen), after=lambda: _tabulate(grid, chosen))
     grid.running.refuse_failures()
     return grid.results
 
@@ -205,10 +207,11 @@ def _choose_lr(grid: ClassGrid, trials: Sequence[ClassCell]) -> float:
         log.info("%s, lr %g: %.4f on validation of seen classes", row, cell.lr, scores[cell.lr])
     chosen = max(scores, key=lambda lr: scores[lr]) if scores else trials[0].lr
     path = grid.results / "learning-rates.json"
-    noted = read_json(path) if path.is_file() else {}
     validation = {f"{lr:g}": score for lr, score in scores.items()}
-    noted[row] = {"seen_validation": validation, "chosen": chosen}
-    write_json(path, dict(sorted(noted.items())))
+    with FileLock(grid.out / ".learning-rates.lock"):  # other grids may share the results
+        noted = read_json(path) if path.is_file() else {}
+        noted[row] = {"seen_validation": validation, "chosen": chosen}
+        write_json(path, dict(sorted(noted.items())))
     return chosen
 
 
@@ -246,7 +249,7 @@ def _load(grid: ClassGrid, cell: ClassCell) -> list[Record] | None:
 def _run(
     grid: ClassGrid,
     cells: Sequence[ClassCell],
-    after: Callable[[ClassGrid], object] = lambda grid: None,
+    after: Callable[[], object] = lambda: None,
 ) -> None:
     """Run the cells whose results are not there; call `after` whenever one is done."""
     missing = {cell.name: cell for cell in cells if _load(grid, cell) is None}
@@ -254,7 +257,7 @@ def _run(
 
     def keep(task: Task) -> None:
         _keep(grid, missing[task.name])
-        after(grid)
+        after()
 
     grid.running.run([_task(grid, cell) for cell in missing.values()], keep)
 
@@ -284,13 +287,15 @@ def _training_seconds(run: Path) -> float:
     return float(json.loads(lines[-1])["time"])
 
 
-def _tabulate(grid: ClassGrid) -> None:
-    """Make results.jsonl and table.md from the finished cells of this grid, if there are any."""
-    chosen = read_json(grid.results / "learning-rates.json")
+def _tabulate(grid: ClassGrid, chosen: Mapping[str, float]) -> None:
+    """Make results.jsonl and table.md from the finished cells of this grid, if there are any.
+
+    A row without a rate chosen by this call is left out, whatever an earlier one has noted.
+    """
     records: list[Record] = []
-    for row in grid.rows:
-        for seed in grid.config.seeds if row in chosen else ():
-            records += _load(grid, ClassCell(row=row, seed=seed, lr=chosen[row]["chosen"])) or []
+    for row, lr in chosen.items():
+        for seed in grid.config.seeds:
+            records += _load(grid, ClassCell(row=row, seed=seed, lr=lr)) or []
     if not records:
         return
     facts = {

@@ -85,7 +85,7 @@ def run_domains(
     Raises:
         UsageError: an unknown method, domain, student or teacher, images without domains, or
             results that were made with another configuration.
-        AttarError: a cell failed; all others are done.
+        AttarError: a cell failed; what does not depend on it is done.
     """
     grid = _open(base, config, out, results or out)
     trials = {name: _trials(grid, row) for name, row in grid.rows.items()}

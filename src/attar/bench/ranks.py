@@ -60,8 +60,9 @@ def resampled_correlation(predictors: Floats, outcomes: Floats, seed: int = 0) -
     """
     number = len(outcomes)
     draws = RESAMPLES if number >= LEAST_RESAMPLED else 0
+    drawn_points = np.random.default_rng(seed).integers(number, size=(draws, number))
     found = np.empty((draws, predictors.shape[1], outcomes.shape[1]))
-    for place, drawn in enumerate(np.random.default_rng(seed).integers(number, size=(draws, number))):
+    for place, drawn in enumerate(drawn_points):
         found[place] = rank_correlation(predictors[drawn], outcomes[drawn])
     return found
 

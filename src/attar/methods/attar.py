@@ -38,7 +38,7 @@ class AttarOptions:
     scores: float = 1.0
     """w_s, of the divergence between the scores of all classes."""
     geometry: float = 1.0
-    """w_g, of the divergence between the similarities to the batch's other images."""
+    """w_g, of the divergence between the similarities to the batch's images."""
     label_share: float = 0.5
     """λ, the label's share in the target of the scores; an unlabelled image has the teacher's."""
     temperature: float = 0.07

@@ -55,18 +55,18 @@ def fill_sections(config: RunConfig) -> RunConfig:
 def check_names(config: RunConfig) -> tuple[Method, Any, ClassList | None]:
     """Resolve every name in the configuration, reading no image and loading no weights.
 
+    What the method sets about training and student is judged too.
+
     Returns:
         The method, its options, and the class list if one was given.
 
     Raises:
         UsageError: an unknown teacher, student, method or option, a missing path, a broken class
-            list, or a teacher that is needed and not given.
+            list, a teacher that is needed and not given, or a student that the method cannot train.
     """
-    method = find_method(config.method)
+    method, config = find_method(config.method), fill_sections(config)
     options = method_options(method, config.method_options)
-    white_box.check(config, method)
-    if not white_box.is_teacher(config):
-        check_student(config.student, config.student_config, method.head)
+    _check_student(config, method)
     get_templates(config.data.templates)
     if config.teacher is not None:
         describe_teacher_spec(config.teacher)
@@ -91,6 +91,17 @@ def check_names(config: RunConfig) -> tuple[Method, Any, ClassList | None]:
         find_task(task)
     classes = read_class_list(config.data.classes) if config.data.classes else None
     return method, options, classes
+
+
+def _check_student(config: RunConfig, method: Method) -> None:
+    white_box.check(config, method)
+    if not white_box.is_teacher(config):
+        check_student(config.student, config.student_config, method.head)
+    if method.paired_prompts and config.student_config.projector == "mlp":
+        raise UsageError(
+            "--student.projector mlp: its BatchNorm would mix statistics of whole images and of "
+            f"the regions that method {method.name} compares; give --student.projector linear"
+        )
 
 
 def check_splits(splits: Splits, config: RunConfig) -> None:

@@ -59,15 +59,16 @@ def check(config: RunConfig, method: Method) -> None:
             f"--student.projector mlp: --student {TEACHER} ends in the teacher's own projection; "
             "give --student.projector linear"
         )
-    for name, value, default in (
-        ("weights", chosen.weights, "auto"),
-        ("projection", chosen.projection, "random"),
-        ("gelu", chosen.gelu, False),
+    # Leaving it out is no way where the method, or the base of a grid, has set the value.
+    for name, value, default, way_out in (
+        ("weights", chosen.weights, "auto", "give --student.weights auto"),
+        ("projection", chosen.projection, "random", "give --student.projection random"),
+        ("gelu", chosen.gelu, False, "leave --student.gelu out"),
     ):
         if value not in (None, default):
             raise UsageError(
                 f"--student.{name} {value}: --student {TEACHER} is the teacher's own network with "
-                f"its weights; leave --student.{name} out"
+                f"its weights; {way_out}"
             )
 
 

@@ -28,9 +28,10 @@ def take_weights(student: Student, path: Path) -> None:
         ("projector", ours.projector, theirs.projector),
     ):
         if own != other:
+            option = f", or add --student.projector {other}" if what == "projector" else ""
             raise UsageError(
                 f"--start-from {path}: its {what} is {_short(other)}, this run's {_short(own)}; "
-                f"start from a run with the same {what}"
+                f"start from a run with the same {what}{option}"
             )
     if theirs.projection_bias and not ours.projection_bias:
         raise UsageError(
