@@ -14,7 +14,7 @@ import argparse
 import itertools
 import math
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -297,7 +297,7 @@ MARKERS = ("o", "D", "^", "s")
 COLOURS = (ACCENT, "#d55e00", "#009e73", MUTED, "#cc79a7")
 
 
-def _looks(domains: Sequence[str]) -> list[dict[str, str]]:
+def _looks(domains: Sequence[str]) -> list[dict[str, Any]]:
     """Return how to draw each domain; markers and colours come round after different lengths."""
     cycled = zip(itertools.cycle(MARKERS), itertools.cycle(COLOURS), domains)
     return [

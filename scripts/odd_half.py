@@ -17,7 +17,6 @@ from attar.errors import UsageError
 from attar.run import DataConfig
 from attar.stages.images import read_image_table
 
-
 NOTES = ".notes"
 """Below the folder of links: what was found about the files of the data."""
 

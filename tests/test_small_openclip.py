@@ -7,11 +7,13 @@ from types import ModuleType
 
 import open_clip
 import pytest
+import timm
 import torch
 import torch.nn.functional as F
 from tests.doubles import random_image
 
 from attar.data.emoji import TRAINING_FAMILIES, emoji_concepts
+from attar.students.weights import load_backbone_weights
 from attar.teachers.image_encoder import find_image_encoder
 from attar.teachers.registry import load_teacher
 
@@ -90,6 +92,11 @@ def test_it_saw_no_sketch_no_odd_image_and_no_noto(
     assert facts["without"] == "sketch"
 
 
+def test_it_says_where_the_backbones_weights_came_from(model: Path) -> None:
+    origin = load_backbone_weights(timm.create_model("test_resnet"), "test_resnet", "auto")
+    assert json.loads((model / "facts.json").read_text())["backbone_weights"] == origin
+
+
 def test_accuracy_is_that_of_the_saved_model_on_odd_images(
     script: ModuleType, folder: Path, model: Path
 ) -> None:
@@ -118,7 +125,7 @@ def test_training_lowers_the_loss_of_both_towers(script: ModuleType, folder: Pat
         backbone="test_resnet", image_size=32, dim=16, text_width=64, text_layers=1, steps=30
     )
     pictures = script.training_pictures(script.read_pacs(folder / "pacs"), "sketch")
-    network = script.build(recipe, script.describe(recipe))
+    network, _ = script.build(recipe, script.describe(recipe))
     names = [p.name for p in pictures]
     classes = sorted(set(names))
     tokens = open_clip.SimpleTokenizer(context_length=24)([f"a photo of a {c}" for c in classes])

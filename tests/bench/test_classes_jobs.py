@@ -18,6 +18,7 @@ from attar.errors import AttarError, UsageError
 from attar.files import read_json
 from attar.records import read_records
 from attar.run import RunConfig
+from attar.students.config import StudentConfig
 
 COLOURS = {**CLASSES, "cyan": (30, 200, 220), "pink": (240, 120, 190), "yellow": (230, 220, 40)}
 PROMPTS = "classification+prompts"
@@ -162,12 +163,32 @@ def test_started_again_only_what_is_missing_is_run(grids: TwoGrids, tmp_path: Pa
     assert set(cells_of(results)) == set(cells_of(grids.beside))
 
 
-def test_a_row_whose_rate_cannot_be_chosen_is_not_run(grids: TwoGrids, tmp_path: Path) -> None:
-    config = grid_config(grids.root, rows=("classification",), variants=None, lrs=(LRS[0], 1e30))
+def test_a_row_whose_rate_cannot_be_chosen_is_neither_run_nor_shown(
+    grids: TwoGrids, tmp_path: Path
+) -> None:
+    def shown() -> set[tuple[str, int]]:
+        records = read_records(tmp_path / "results.jsonl")
+        return {(r.extra["row"], r.extra["seed"]) for r in records}
+
+    base, plain = small_base(grids.root), grids.root / "plain.yaml"
+    config = grid_config(
+        grids.root, rows=("classification",), variants=plain, lrs=LRS[:1], seeds=(0,)
+    )
+    run_classes(base, config, tmp_path)
+    assert shown() == {("classification", 0), ("plain", 0)}
+    config = replace(config, lrs=(LRS[0], 1e30), seeds=(0, 1))
     with pytest.raises(AttarError, match=r"^cell classification/seed0/lr1e\+30 failed: "):
-        run_classes(small_base(grids.root), config, tmp_path)
-    assert set(cells_of(tmp_path)) == {f"classification/seed0/lr{LRS[0]:g}"}
+        run_classes(base, config, tmp_path)
+    assert set(cells_of(tmp_path)) == {f"classification/seed0/lr{LRS[0]:g}", *PLAIN}
     assert not (tmp_path / "cells" / "classification" / "seed1").exists()
+    assert shown() == {("plain", 0), ("plain", 1)}
+
+
+def test_what_no_cell_of_a_row_could_do_is_refused(grids: TwoGrids, tmp_path: Path) -> None:
+    base = replace(small_base(grids.root), student="teacher", student_config=StudentConfig())
+    config = grid_config(grids.root, rows=("closed-set",), methods=("simkd",), variants=None)
+    with pytest.raises(UsageError, match=r"give --student\.projector linear"):
+        run_classes(base, config, tmp_path)
 
 
 def test_no_cells_at_once_is_refused() -> None:

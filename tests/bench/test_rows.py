@@ -11,6 +11,7 @@ from attar.bench.config import DomainsConfig
 from attar.bench.rows import in_grid, make_rows
 from attar.errors import UsageError
 from attar.run import differences
+from attar.students.config import StudentConfig
 
 TEACHER = "pocket"
 
@@ -128,6 +129,23 @@ def test_what_no_row_can_be_is_refused(tmp_path: Path, text: str, message: str) 
     with pytest.raises(UsageError, match=message) as caught:
         rows_of(tmp_path, text)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("method", "option", "way_out"),
+    [("simkd", "projector", "linear"), ("attar", "projection", "random")],
+)
+def test_what_a_method_sets_is_judged_before_the_first_cell(
+    tmp_path: Path, method: str, option: str, way_out: str
+) -> None:
+    (tmp_path / "pictures").mkdir()
+    base = replace(base_config(tmp_path), teacher=TEACHER, student="teacher")
+    config = DomainsConfig(methods=(method,))
+    with pytest.raises(UsageError, match=rf"; give --student\.{option} {way_out}$"):
+        make_rows(replace(base, student_config=StudentConfig()), config)
+    follows = StudentConfig(**{option: way_out})
+    (row,), _ = make_rows(replace(base, student_config=follows), config)
+    assert row.config.student_config == follows
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:

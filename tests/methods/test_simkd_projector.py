@@ -50,15 +50,20 @@ def projected(student: Student, pixels: Tensor) -> NDArray[np.float64]:
     return student.network((pixels - student.mean) / student.std).detach().double().numpy()
 
 
-def reference(student: Student, x: NDArray[np.float64], *, training: bool) -> NDArray[np.float64]:
-    norm, _, linear = student.projector
+def normed(student: Student, x: NDArray[np.float64], *, training: bool) -> NDArray[np.float64]:
+    """Return what the ReLU sees."""
+    norm = student.projector[0]
     state = {k: v.detach().double().numpy() for k, v in norm.state_dict().items()}
     mean, variance = state["running_mean"], state["running_var"]
     if training:
         mean, variance = x.mean(axis=0), x.var(axis=0)
-    normed = (x - mean) / np.sqrt(variance + norm.eps) * state["weight"] + state["bias"]
+    return (x - mean) / np.sqrt(variance + norm.eps) * state["weight"] + state["bias"]
+
+
+def reference(student: Student, x: NDArray[np.float64], *, training: bool) -> NDArray[np.float64]:
+    linear = student.projector[2]
     weight, bias = (p.detach().double().numpy() for p in (linear.weight, linear.bias))
-    return np.maximum(normed, 0) @ weight.T + bias
+    return np.maximum(normed(student, x, training=training), 0) @ weight.T + bias
 
 
 def distil_phase() -> Phase:
@@ -80,7 +85,7 @@ def test_the_loss_is_that_of_linear_batchnorm_relu_linear(training: bool) -> Non
     loss = distil_phase().objective(student(pixels), batch, None)
     rows = ((expected - teacher.double().numpy()) ** 2).sum(axis=1)
     assert loss.total.item() == pytest.approx(rows.sum() / (5 * D), rel=1e-5)
-    assert (before < 0).any()
+    assert 0 < (normed(student, before, training=training) < 0).mean() < 1
     loss.total.backward()
     assert all(p.grad is not None and p.grad.any() for p in student.projector.parameters())
 
@@ -163,8 +168,25 @@ def test_where_it_cannot_be_is_said(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"--student\.projector mlp: a plain classifier"):
         check_student(NAME, MLP, "classes")
     folder = save_student(make_student(), tmp_path / "run" / "student").parent
-    with pytest.raises(UsageError, match="its projector is 'mlp', this run's 'linear'"):
+    known = "its projector is 'mlp', this run's 'linear'; .*, or add --student.projector mlp$"
+    with pytest.raises(UsageError, match=known):
         take_weights(make_student(projector="linear"), folder)
+
+
+def test_regions_and_whole_images_do_not_share_its_batchnorm() -> None:
+    config = RunConfig(
+        data=DataConfig(data=()),
+        teacher="pocket",
+        student=NAME,
+        method="li2023-multilabel",
+        student_config=MLP,
+    )
+    with pytest.raises(
+        UsageError, match=r"^--student\.projector mlp: .*-multilabel compares; give"
+    ):
+        request.check_names(config)
+    linear = replace(config, student_config=replace(MLP, projector="linear"))
+    assert request.check_names(linear)[0].paired_prompts
 
 
 def test_one_image_a_step_is_refused_before_the_training() -> None:

@@ -129,7 +129,7 @@ def test_another_size_and_a_plain_classifier_keep_the_weights(root: Path) -> Non
         ({"student_config": StudentConfig(weights="none")}, r"--student\.weights none: --student"),
         (
             {"student_config": StudentConfig(projection="fitted")},
-            r"--student\.projection fitted: --student",
+            r"--student\.projection fitted: --student .*; give --student\.projection random$",
         ),
         ({"student_config": StudentConfig(gelu=True)}, r"--student\.gelu True: --student"),
         ({"student_config": StudentConfig(projector="mlp")}, "give --student.projector linear"),
@@ -198,6 +198,25 @@ def test_other_features_are_refused(root: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(teacher, "encode_images", lambda pixels: encode(pixels.flip(-1)))
     with pytest.raises(UsageError, match=r"test_resnet with the weights of .* gives other"):
         start_of(config, teacher)
+
+
+def test_no_model_is_rounded_where_their_features_are_compared(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """cuDNN's TF32 alone would be a difference; what it is set to shows without a GPU too."""
+    config = config_of(root, method="vl2v-sd")
+    teacher = load_teacher(str(config.teacher), CPU)
+    encode, rounded = teacher.encode_images, []
+
+    def ask(pixels: torch.Tensor) -> torch.Tensor:
+        rounded.append(torch.backends.cudnn.allow_tf32)
+        return encode(pixels)
+
+    monkeypatch.setattr(teacher, "encode_images", ask)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    start_of(config, teacher)
+    assert rounded == [False]
+    assert torch.backends.cudnn.allow_tf32
 
 
 def test_wise_ft_is_half_way_between_the_teacher_and_the_fine_tuned(root: Path) -> None:
