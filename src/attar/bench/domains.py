@@ -313,9 +313,19 @@ def _tabulate(grid: Grid) -> None:
         "student": grid.base.student,
         "steps": grid.base.training.steps,
         "image size": grid.base.student_config.image_size,
-        "seeds": len(grid.config.seeds),
+        "seeds": _seeds(wanted) or len(grid.config.seeds),
     }
     write_tables(wanted, grid.results, facts)
+
+
+def _seeds(records: Sequence[Record]) -> str:
+    """Say how many seeds the rows have: "3", or "1 to 3" where calls with other seeds made them."""
+    found: dict[str, set[int]] = {}
+    for record in records:
+        if record.role == "student":
+            found.setdefault(record.extra["method"], set()).add(record.extra["seed"])
+    counts = sorted(len(seeds) for seeds in found.values())
+    return " to ".join(dict.fromkeys(str(count) for count in counts[:1] + counts[-1:]))
 
 
 def _oracle(grid: Grid, records: Sequence[Record]) -> list[Record]:
