@@ -22,7 +22,7 @@ from tests.bench.small_grid import (
 )
 
 from attar.bench.domains import run_domains
-from attar.bench.jobs import Task, threads_of_each
+from attar.bench.jobs import Task, run_tasks, threads_of_each
 from attar.bench.progress import Progress
 from attar.errors import AttarError, UsageError
 from attar.files import read_json
@@ -195,6 +195,21 @@ def test_killed_the_cells_die_too(grid: SideBySide, tmp_path: Path) -> None:
         grid_process.send_signal(signal.SIGKILL)
         grid_process.wait()
     wait_until(lambda: not any(is_alive(child) for child in children))
+
+
+def test_a_cell_that_the_system_killed_says_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "python"
+    program.write_text("#!/bin/sh\nkill -KILL $$\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(program))
+    task = Task(name="a", config=base_config(tmp_path), run=tmp_path / "a", command="a")
+    said: list[str] = []
+    run_tasks([task], 1, lambda task, error: said.append(error))
+    assert len(said) == 1
+    assert said[0].startswith("killed by signal 9")
+    assert "fewer --jobs" in said[0]
 
 
 def wait_until(condition) -> None:

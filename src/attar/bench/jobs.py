@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -117,6 +118,8 @@ def _what_went_wrong(task: Task, status: int) -> str:
     lines = task.log.read_text(encoding="utf-8", errors="replace").split("\n")
     said = [line.strip() for line in lines if line.strip()]
     killed = f"killed by signal {-status}" if status < 0 else ""
+    if -status == signal.SIGKILL:
+        killed += ", as the system does when memory runs out: try fewer --jobs"
     return f"{killed or (said or ['it said nothing'])[-1]} (log: {task.log})"
 
 
