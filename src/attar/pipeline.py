@@ -29,6 +29,7 @@ from attar.stages import (
     measuring,
     openclip_folder,
     planning,
+    recorded_views,
     request,
     several_labels,
     snapshots,
@@ -129,6 +130,9 @@ def _prepare(
     texts = embedding.prompts_of(classes, table, config.data.templates)
     needed = "teacher" in method.needs or config.store is not None
     teacher, info = embedding.introduce(config.teacher, store, needed=needed, config=config.embed)
+    recorded_views.check(
+        options, splits.source, store, config.embed, has_teacher=teacher is not None
+    )
     if info is not None:
         asked = "captions" in method.needs_with(options)
         captions = captions_of(splits.source) if asked else ()

@@ -105,6 +105,7 @@ CASES = {
         "'half'",
         "expected float",
     ),
+    "views that nothing records": ({"method__views": "same"}, "17 training", "--embed.views 4"),
     "method option out of range": (
         {"data": "{root}/domains", "method": "vl2v-adip", "method__image_weight": 3},
         "--method.image-weight 3",

@@ -151,7 +151,7 @@ def test_same_shows_the_student_what_the_teacher_saw(with_views: Path) -> None:
 
 
 def test_same_without_recorded_views_is_refused(images: Path) -> None:
-    with pytest.raises(AttarError, match=r"no|none.*attar embed --views"):
+    with pytest.raises(AttarError, match=r"the store has none.*attar embed --views 4"):
         make_feed(images, config()).check("same")
 
 

@@ -67,6 +67,11 @@ class Store:
         """Return [n] whether each key (hex sha256 of the file's bytes) has a row in the view."""
         return self._images.find(pack_keys(keys), view) >= 0
 
+    def views_with(self, keys: Sequence[str]) -> tuple[str, ...]:
+        """Return the names of the recorded views (not "clean") that hold all of `keys`."""
+        views = (view for view in self.views_of() if view != CLEAN)
+        return tuple(view for view in views if self.has_images(keys, view).all())
+
     def has_texts(self, texts: Sequence[str]) -> NDArray[np.bool_]:
         """Return [n] whether each exact string has a row."""
         return self._texts.find(_packed(texts)) >= 0

@@ -31,7 +31,6 @@ from attar.data.views import RecordedView
 from attar.device import ignore_interrupts
 from attar.errors import AttarError, UsageError
 from attar.methods.base import Views
-from attar.store.layout import CLEAN
 from attar.store.store import Store
 from attar.training.config import TrainingConfig
 from attar.training.seeds import derive_seed
@@ -315,13 +314,9 @@ class Feed:
     @cached_property
     def _recorded_rows(self) -> NDArray[np.int64]:
         """[V, n] the store's row of each image in each recorded view that covers them all."""
-        views = [] if self._store is None else [v for v in self._store.views_of() if v != CLEAN]
-        keys = self._table.keys
-        rows = [
-            self._store.image_rows(keys, view)
-            for view in views
-            if self._store is not None and self._store.has_images(keys, view).all()
-        ]
+        keys, store = self._table.keys, self._store
+        views = () if store is None else store.views_with(keys)
+        rows = [store.image_rows(keys, view) for view in views if store is not None]
         if not rows:
             raise AttarError(
                 f"views 'same' need recorded views of all {len(keys):,} training images and the "
