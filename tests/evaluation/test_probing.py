@@ -139,7 +139,7 @@ def test_text_is_the_start_that_zero_shot_gives(data, tmp_path) -> None:
 
 def test_shots_that_a_class_cannot_give_are_left_out_and_said(data, caplog) -> None:
     assert possible_shots(data, replace(SMALL, shots=(20, 4))) == [4, None]
-    assert "20 shots are left out: blue has 12 training images" in caplog.text
+    assert "20 shots are left out: red has 12 training images" in caplog.text
     with pytest.raises(UsageError, match="fewer shots"):
         possible_shots(data, replace(SMALL, shots=(20,), full=False))
 

@@ -115,6 +115,29 @@ def test_a_plain_classifier_is_read_before_its_classes(
     assert found["student"].extra["features"] == "trunk"
 
 
+def test_images_with_several_labels_are_probed_by_average_precision(
+    run: Path, pets: Path, tmp_path: Path
+) -> None:
+    lines = ["path,labels,split"]
+    for split in ("train", "test"):
+        for row, path in enumerate(sorted((pets / split).rglob("*.png"))):
+            lines.append(
+                f"{path},{'|'.join(dict.fromkeys((path.parent.name, CLASSES[row % 3])))},{split}"
+            )
+    manifest = tmp_path / "several.csv"
+    manifest.write_text("\n".join(lines) + "\n")
+    records = probes(run, (manifest,), tmp_path / "out")
+    for task in ("linear_probe_2_shot", "linear_probe", "zeroshot_classification"):
+        found = by_role(records, task)
+        assert set(found) == {"teacher", "student"}
+        for record in found.values():
+            assert record.num_images == 9
+            assert set(record.metrics) <= {"map_11_points", "map_11_points_std"}
+            assert 0 < record.metrics["map_11_points"] <= 1
+    assert by_role(records, "linear_probe")["student"].extra["num_train"] == 15
+    assert len(by_role(records, "linear_probe")["student"].extra["val_map_11_points"]) == 1
+
+
 def test_no_images_are_refused(run: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="give --data"):
         probes(run, (), tmp_path)

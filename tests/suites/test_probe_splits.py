@@ -132,9 +132,10 @@ def test_images_without_a_label_are_left_aside() -> None:
         sizes(replace(images, labels=(-1,) * 20))
 
 
-def test_several_labels_an_image_are_refused() -> None:
-    with pytest.raises(UsageError, match="one label an image"):
-        sizes(table(label_sets=((0, 1),) * 20))
+def test_images_with_several_labels_are_all_used_also_those_that_show_no_class() -> None:
+    sets = ((0, 1), (1,), (), (0,)) * 5
+    images = table(labels=(-1,) * 20, label_sets=sets)
+    assert sizes(images) == {"train": 16, "val": 0, "test_id": 4}
 
 
 def test_only_training_images_are_refused() -> None:

@@ -5,8 +5,10 @@ Both solvers minimise one convex function of the weights W [C, D] and biases b [
     J(W, b) = 1/N Σ_i CE(softmax(W z_i + b), y_i) + λ/2 ‖W - W₀‖²
 
 over features z that are standardised on the images it is learnt from (BatchNorm without weights).
-W₀ is zero, or the class features, where the classifier then begins as the zero-shot one. The weight
-decay λ, and for minibatches the learning rate, are chosen on images that no weight was fitted to.
+Of images with several classes each, CE is the sum over classes of the cross-entropy of
+σ(W z_i + b). W₀ is zero, or the class features, where the classifier then begins as the zero-shot
+one. The weight decay λ, and for minibatches the learning rate, are chosen on images that no weight
+was fitted to.
 No function here is given a test image.
 
 N: images, C: classes, D: features, R: coordinates that the images differ in, H: settings.
@@ -24,11 +26,21 @@ from attar.evaluation.linear_probe_config import LinearProbeConfig
 from attar.evaluation.linear_solvers import (
     Classifiers,
     Setting,
-    fit_logistic,
+    fit_exactly,
     fit_minibatches,
 )
-from attar.evaluation.metrics import Array, Floats, Indices, as_array, softmax, unit
-from attar.files import sha256_text
+from attar.evaluation.metrics import Array, Floats, as_array, unit
+from attar.evaluation.probe_labels import (
+    FOLDS,
+    Labels,
+    as_labels,
+    can_be_learnt,
+    can_be_measured,
+    draw_folds,
+    likelihood,
+    measure_of,
+    metrics_of,
+)
 
 WEIGHT_DECAYS = np.logspace(-6, 6, 97)
 """The values of λ; every sixteenth is tried, then the best one's neighbours 8, 4, 2 and 1 away."""
@@ -36,12 +48,9 @@ LEARNING_RATES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 """The learning rates that minibatches try, each with each of the first values of λ."""
 SMALL = 20_000_000
 """Numbers (N · D) up to which scikit-learn fits: 160 MB in float64."""
-FOLDS = 5
-"""One image of five validates."""
 
-
-Fit = Callable[[Floats, Indices, Sequence[Setting]], Classifiers]
-"""(features [N, D], labels [N], settings [H]) -> a classifier for each setting."""
+Fit = Callable[[Floats, Labels, Sequence[Setting]], Classifiers]
+"""(features [N, D], labels, settings [H]) -> a classifier for each setting."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,8 +73,11 @@ class Learnt:
 
     probe: Probe
     setting: Setting
-    val_acc1: float
-    """Accuracy of this setting on the images that chose it."""
+    val_score: float
+    """Accuracy of this setting on the images that chose it; of images with several classes, the
+    mean average precision."""
+    num_images: int
+    """That the probe was learnt from, those that chose included."""
     solver: str
 
 
@@ -78,46 +90,6 @@ def zero_shot_probe(class_features: Array, logit_scale: float) -> Probe:
 def zero_probe(num_classes: int, dim: int) -> Probe:
     """Return the probe that knows nothing."""
     return Probe(weight=np.zeros((num_classes, dim)), bias=np.zeros(num_classes))
-
-
-def draw_shots(labels: Array, keys: Sequence[str], shots: int, seed: int) -> Indices:
-    """Return `shots` rows of every class among labels [N], in the order of the rows.
-
-    Rows with one key show one image, which is drawn once. The order of drawing is that of
-    sha256(seed, key): it depends on nothing but the images, and fewer shots of a seed are among its
-    more.
-
-    Raises:
-        UsageError: a class with fewer images.
-    """
-    of_class: dict[int, list[int]] = {}
-    order = sorted(range(len(keys)), key=lambda row: sha256_text(f"{seed}:{keys[row]}"))
-    seen: set[tuple[int, str]] = set()
-    for row in order:
-        label = int(labels[row])
-        if label >= 0 and (label, keys[row]) not in seen:
-            seen.add((label, keys[row]))
-            of_class.setdefault(label, []).append(row)
-    for label, rows in of_class.items():
-        if len(rows) < shots:
-            raise UsageError(f"class {label} has {len(rows)} images, too few for {shots} shots")
-    return np.sort([row for rows in of_class.values() for row in rows[:shots]]).astype(np.int64)
-
-
-def draw_folds(labels: Indices, seed: int, count: int = FOLDS) -> Indices:
-    """Return the fold [N] in which each row validates, stratified by class.
-
-    Every class is spread over the folds as evenly as it can be; the only image of a class is always
-    learnt from (-1).
-    """
-    random, folds, begin = np.random.default_rng(seed), np.full(len(labels), -1), 0
-    for label in np.unique(labels):
-        rows = random.permutation(np.flatnonzero(labels == label))
-        if len(rows) > 1:
-            # Each class goes on where the last one stopped, so that the folds are of one size.
-            folds[rows] = (begin + np.arange(len(rows))) % count
-            begin += len(rows)
-    return folds
 
 
 def learn_probe(
@@ -134,7 +106,7 @@ def learn_probe(
 
     Args:
         features: [N, D] of the images to learn from and to choose by, together.
-        labels: [N] in 0 ... C-1.
+        labels: [N] in 0 ... C-1, or [N, C] whether an image shows a class.
         start: where the classifier starts and what it is held near; says what C is.
         config: the solver, and what minibatches need.
         validation: [N] which images choose; none: a fifth of each class, drawn by `seed`.
@@ -142,21 +114,23 @@ def learn_probe(
         thorough: choose by the mean over all five fifths: a few shots held back once say little.
 
     Raises:
-        UsageError: fewer than two classes, or no image to choose by.
+        UsageError: labels that tell no classes apart, or no image to choose by.
     """
-    x, y = as_array(features).astype(np.float64), as_array(labels).astype(np.int64)
-    if len(np.unique(y)) < 2:
+    x, y = as_array(features).astype(np.float64), as_labels(labels)
+    if not can_be_learnt(y):
         raise UsageError(f"a probe needs images of two classes or more; {len(y)} are of one")
     space = _Coordinates(x)
     z, (weight, bias) = space.into(x), space.start_of(start)
     solver = solver_of(config, x.shape, starts_at_zero=not start.weight.any())
     fit, rates = _fit_with(solver, weight, bias, config, config.search_epochs, seed)
     folds = _folds(y, validation, seed, thorough)
-    setting, val_acc1 = search(lambda settings: _score(fit, z, y, folds, settings), rates)
+    setting, val_score = search(lambda settings: _score(fit, z, y, folds, settings), rates)
     fit, _ = _fit_with(solver, weight, bias, config, config.epochs, seed)
     found = fit(z, y, [setting])
     probe = space.probe_of(start, found.weights[0], found.biases[0])
-    return Learnt(probe=probe, setting=setting, val_acc1=val_acc1, solver=solver)
+    return Learnt(
+        probe=probe, setting=setting, val_score=val_score, num_images=len(y), solver=solver
+    )
 
 
 def solver_of(config: LinearProbeConfig, shape: Sequence[int], *, starts_at_zero: bool) -> str:
@@ -201,11 +175,11 @@ def _fit_with(
 ) -> tuple[Fit, Sequence[float | None]]:
     """Return how a solver fits settings, and the learning rates to be tried."""
 
-    def exactly(z: Floats, labels: Indices, settings: Sequence[Setting]) -> Classifiers:
-        fits = [fit_logistic(z, labels, len(weight), s.weight_decay) for s in settings]
+    def exactly(z: Floats, labels: Labels, settings: Sequence[Setting]) -> Classifiers:
+        fits = [fit_exactly(z, labels, len(weight), s.weight_decay) for s in settings]
         return Classifiers(*(np.concatenate(parts) for parts in zip(*fits, strict=True)))
 
-    def by_minibatches(z: Floats, labels: Indices, settings: Sequence[Setting]) -> Classifiers:
+    def by_minibatches(z: Floats, labels: Labels, settings: Sequence[Setting]) -> Classifiers:
         return fit_minibatches(
             z,
             labels,
@@ -222,7 +196,7 @@ def _fit_with(
 
 
 def _folds(
-    labels: Indices, validation: NDArray[np.bool_] | None, seed: int, thorough: bool
+    labels: Labels, validation: NDArray[np.bool_] | None, seed: int, thorough: bool
 ) -> list[NDArray[np.bool_]]:
     """Return masks [N] of the images that choose, one for each fit of a setting."""
     if validation is not None:
@@ -230,7 +204,7 @@ def _folds(
     else:
         folds = draw_folds(labels, seed)
         masks = [folds == number for number in range(FOLDS if thorough else 1)]
-    masks = [mask for mask in masks if mask.any() and len(np.unique(labels[~mask])) > 1]
+    masks = [m for m in masks if can_be_measured(labels[m]) and can_be_learnt(labels[~m])]
     if not masks:
         raise UsageError(
             f"{len(labels)} images are too few to learn from some and choose by others; give two "
@@ -242,13 +216,13 @@ def _folds(
 def _score(
     fit: Fit,
     z: Floats,
-    labels: Indices,
+    labels: Labels,
     folds: Sequence[NDArray[np.bool_]],
     settings: Sequence[Setting],
 ) -> list[tuple[float, float]]:
     """Return (accuracy, mean log-likelihood) of each setting on held-back images, over all folds.
 
-    Equal accuracies are told apart by the likelihood.
+    Equal accuracies are told apart by the likelihood. Each fold counts by its images.
     """
     totals = np.zeros((len(settings), 2))
     for held_back in folds:
@@ -256,11 +230,10 @@ def _score(
         rows, wanted = z[held_back], labels[held_back]
         for number, (weight, bias) in enumerate(zip(*found, strict=True)):
             logits = rows @ weight.T + bias
-            chance = softmax(logits)[np.arange(len(wanted)), wanted]
-            totals[number, 0] += (logits.argmax(axis=1) == wanted).sum()
-            totals[number, 1] += np.log(np.maximum(chance, 1e-12)).sum()
+            right = metrics_of(logits, wanted)[measure_of(wanted)]
+            totals[number] += len(wanted) * np.array([right, likelihood(logits, wanted)])
     totals /= sum(int(mask.sum()) for mask in folds)
-    return [(float(accuracy), float(likelihood)) for accuracy, likelihood in totals]
+    return [(float(accuracy), float(likely)) for accuracy, likely in totals]
 
 
 class _Coordinates:

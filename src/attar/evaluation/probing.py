@@ -1,7 +1,6 @@
 """Linear probes of any model on tables of images: features and labels in, records out."""
 
 import logging
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,16 +17,23 @@ from attar.evaluation.features import features_of
 from attar.evaluation.linear_probe import (
     Learnt,
     Probe,
-    draw_shots,
     learn_probe,
     zero_probe,
     zero_shot_probe,
 )
 from attar.evaluation.linear_probe_config import LinearProbeConfig
-from attar.evaluation.metrics import Floats, Indices, unit
+from attar.evaluation.metrics import Floats, unit
 from attar.evaluation.models import EvaluatedModel, Features
 from attar.evaluation.predictions import file_stem
-from attar.evaluation.zero_shot import classification_metrics
+from attar.evaluation.probe_labels import (
+    can_be_measured,
+    draw_shots,
+    known_rows,
+    labels_of,
+    measure_of,
+    metrics_of,
+    smallest_class,
+)
 from attar.records import Record
 
 TASK = "linear_probe"
@@ -72,14 +78,15 @@ def possible_shots(data: ProbeData, config: LinearProbeConfig) -> list[int | Non
     Raises:
         UsageError: nothing is left of what was asked.
     """
-    table, found = data.train, []
+    table, labels, found = data.train, labels_of(data.train), []
     for shots in config.shots:
         try:
-            draw_shots(_labels(table), table.keys, shots, config.seeds[0])
+            draw_shots(labels, table.keys, shots, config.seeds[0])
             found.append(shots)
         except UsageError:
-            few, count = _smallest_class(table)
-            _LOG.warning("%d shots are left out: %s has %d training images", shots, few, count)
+            few, count = smallest_class(labels)
+            said = (shots, table.class_names[few], count)
+            _LOG.warning("%d shots are left out: %s has %d training images", *said)
     if not found and not config.full:
         raise UsageError(
             f"no class of the {len(table):,} training images has the {min(config.shots)} images "
@@ -110,9 +117,10 @@ def probe_model(
         facts = _facts(answers, data, shots, seeds, learnt, config)
         for split, test in data.tests.items():
             logits = [one.probe.logits(_rows(answers.tested[split], answers)) for one in learnt]
-            found = _measure(model, test, task_name(shots), logits, facts)
-            said = (model.role, task_name(shots), split, 100 * found[0].metrics["acc1"])
-            _LOG.info("%s, %s on %s: accuracy %.1f %%", *said)
+            found = measure_logits(model, test, task_name(shots), logits, facts)
+            for of_all in found[:1]:
+                score = 100 * of_all.metrics[measure_of(labels_of(test.table))]
+                _LOG.info("%s, %s on %s: %.1f %%", model.role, task_name(shots), split, score)
             records += found
     return records
 
@@ -180,11 +188,11 @@ def _learn(
     answers: _Answers, data: ProbeData, shots: int | None, seed: int, config: LinearProbeConfig
 ) -> Learnt:
     """Learn from so many shots of the training images, or from all, validation images included."""
-    labels = _labels(concatenate([data.train, data.val]))
+    labels = labels_of(concatenate([data.train, data.val]))
     validation: NDArray[np.bool_] | None = None
-    rows = np.flatnonzero(labels >= 0)
+    rows = known_rows(labels)
     if shots is not None:
-        rows = draw_shots(_labels(data.train), data.train.keys, shots, seed)
+        rows = draw_shots(labels_of(data.train), data.train.keys, shots, seed)
     elif len(data.val):
         validation = rows >= len(data.train)
     return learn_probe(
@@ -203,32 +211,36 @@ def _rows(features: Features, answers: _Answers) -> Floats:
     return unit(features) if answers.kind == "projected" else features.astype(np.float64)
 
 
-def _measure(
+def measure_logits(
     model: EvaluatedModel,
     test: EvaluationData,
     task: str,
     logits: Sequence[Floats],
     facts: Mapping[str, Any],
 ) -> list[Record]:
-    """Return the mean metrics over the seeds' logits [N, C], with the deviation of the accuracy."""
-    records = []
+    """Return the mean metrics over the seeds' logits [N, C], with the deviation of the main one.
+
+    `facts` say how the probes came to be; there are none of a model that is asked as it is.
+    """
+    labels, records = labels_of(test.table), []
+    measure = measure_of(labels)
     for domain, mask in test.domains():
-        counted = mask & (test.labels >= 0)
-        if not counted.any():
+        counted = np.intersect1d(np.flatnonzero(mask), known_rows(labels))
+        if not can_be_measured(labels[counted]):
             continue
-        of_seeds = [classification_metrics(one[counted], test.labels[counted]) for one in logits]
+        of_seeds = [metrics_of(one[counted], labels[counted]) for one in logits]
         values = {name: float(np.mean([v[name] for v in of_seeds])) for name in of_seeds[0]}
-        accuracies = [v["acc1"] for v in of_seeds]
+        scores = [v[measure] for v in of_seeds]
         if len(of_seeds) > 1:
-            values["acc1_std"] = float(np.std(accuracies, ddof=1))
+            values[f"{measure}_std"] = float(np.std(scores, ddof=1))
         record = make_record(
             model,
             test,
             task,
             domain=domain,
-            num_images=int(counted.sum()),
+            num_images=len(counted),
             metrics=values,
-            extra={**facts, "acc1_of_seeds": accuracies},
+            extra={**facts, f"{measure}_of_seeds": scores} if facts else None,
         )
         records.append(record)
     return records
@@ -243,25 +255,14 @@ def _facts(
     config: LinearProbeConfig,
 ) -> dict[str, Any]:
     """Return how the probes of a setting came to be, one value a seed where seeds differ."""
-    known = [int((_labels(table) >= 0).sum()) for table in (data.train, data.val)]
-    classes = len({label for label in data.train.labels if label >= 0})
     return {
         "shots": shots,
         "seeds": list(seeds),
-        "num_train": sum(known) if shots is None else shots * classes,
+        "num_train": learnt[0].num_images,
         "features": answers.kind,
         "start": config.start,
         "solver": learnt[0].solver,
         "weight_decay": [one.setting.weight_decay for one in learnt],
         "lr": [one.setting.lr for one in learnt],
-        "val_acc1": [one.val_acc1 for one in learnt],
+        f"val_{measure_of(labels_of(data.train))}": [one.val_score for one in learnt],
     }
-
-
-def _labels(table: ImageTable) -> Indices:
-    return np.asarray(table.labels, dtype=np.int64)
-
-
-def _smallest_class(table: ImageTable) -> tuple[str, int]:
-    label, count = Counter(label for label in table.labels if label >= 0).most_common()[-1]
-    return table.class_names[label], count

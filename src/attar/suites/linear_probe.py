@@ -10,7 +10,8 @@ from attar.evaluation.evidence import EvaluationData, Evidence, NotMeasurable, c
 from attar.evaluation.features import features_of
 from attar.evaluation.models import TEACHER, EvaluatedModel, from_store
 from attar.evaluation.predictions import file_stem
-from attar.evaluation.probing import ProbeData, possible_shots, probe_model
+from attar.evaluation.probing import ProbeData, measure_logits, possible_shots, probe_model
+from attar.evaluation.zero_shot import TASK as ZERO_SHOT
 from attar.evaluation.zero_shot import zero_shot
 from attar.records import Record
 from attar.stages.costing import wants_cost
@@ -69,6 +70,8 @@ def _zero_shot(model: EvaluatedModel, test: EvaluationData, request: SuiteReques
     except NotMeasurable as reason:
         log.warning("%s", reason)
         return []
+    if test.table.has_label_sets:
+        return measure_logits(model, test, ZERO_SHOT, [logits], {})
     return zero_shot(Evidence(model=model, features=features, logits=logits), None, test)
 
 

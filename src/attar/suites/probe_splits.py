@@ -10,6 +10,7 @@ from attar.data.table import ImageTable
 from attar.errors import UsageError
 from attar.evaluation.evidence import evaluation_data
 from attar.evaluation.linear_probe_config import LinearProbeConfig
+from attar.evaluation.probe_labels import known_rows, labels_of
 from attar.evaluation.probing import ProbeData
 from attar.run import RunFolder
 from attar.stages.opening import is_ours, place_of_results
@@ -51,11 +52,9 @@ def probe_data(
     never tested: its features may know their labels.
 
     Raises:
-        UsageError: several labels an image, or nothing left to learn from or to test.
+        UsageError: nothing left to learn from or to test.
     """
-    if images.has_label_sets:
-        raise UsageError("a linear probe gives one label an image, and these have several")
-    labelled = images.select([row for row, label in enumerate(images.labels) if label >= 0])
+    labelled = images.select(known_rows(labels_of(images)).tolist())
     if not len(labelled):
         raise UsageError(f"a linear probe needs labelled images; these have none ({images.layout})")
     table = _with_seen_aside(_with_named_splits(labelled, roots), seen, config)
