@@ -161,7 +161,7 @@ def test_a_truncated_tar_gives_its_whole_samples_and_is_named(tmp_path: Path, wh
     (reason,) = set_aside(aside).values()
     assert set_aside(aside).keys() == {str(cut)}
     assert reason.startswith("it ends early")
-    assert reason.endswith("; whole samples before that: 2")
+    assert reason.endswith("; samples found: 2")
     with pytest.raises(AttarError, match=r"data-001\.tar: it ends early"):
         read(tmp_path / "data", strict=True)
     assert whole.is_file()
@@ -233,6 +233,20 @@ def test_what_lies_behind_a_hole_or_an_end_mark_is_not_lost_in_silence(tmp_path:
     tar.write_bytes(whole + whole)
     assert len(read(tar, set_aside=aside)) == 3
     assert f"at byte {len(whole):,}" in set_aside(aside)[str(tar)]
+
+
+@pytest.mark.parametrize("first", ["png", "cls"])
+def test_a_label_apart_from_its_image_is_named(tmp_path: Path, first: str) -> None:
+    files = [file for i in range(3) for file in sample(f"{i}", i, "cat")]
+    # One of them is there twice, but whole.
+    whole = [*sample("3", 3, "dog"), *sample("4", 4, "cat"), *sample("3", 3, "dog")]
+    apart = sorted(files, key=lambda file: not file[0].endswith(first))
+    tar, aside = write_tar(tmp_path / "a.tar", [*apart, *whole]), tmp_path / "set_aside.json"
+    assert read(tar, set_aside=aside).labels == (-1, -1, -1, 1, 0, 1)
+    (reason,) = set_aside(aside).values()
+    second = "cls" if first == "png" else "png"
+    assert reason.startswith(f"0.{second} (and 2 more) stands apart from the other files")
+    assert reason.endswith("samples found: 6")
 
 
 def test_an_archive_beside_its_class_folders_is_no_tar_of_samples(tmp_path: Path) -> None:

@@ -107,7 +107,7 @@ def read_tars(root: Path, *, unlabelled: bool = False, index: Path | None = None
     checked: dict[str, Checked] = {}
     for found in _read_all(tars, index):
         if found.trouble is not None:
-            kept = f"; whole samples before that: {len(found.samples):,}" if found.samples else ""
+            kept = f"; samples found: {len(found.samples):,}" if found.samples else ""
             checked[found.tar] = Checked("", found.trouble + kept)
         own = _entries(found, above, unlabelled)
         entries += own

@@ -209,18 +209,34 @@ def trouble_behind(file: BinaryIO, end: int) -> str | None:
 
 
 def _whole_samples(walk: _Walk) -> Iterator[_Group]:
-    """Yield the samples that have an image; never the one in which a tar breaks off."""
+    """Yield the samples that have an image; never the one in which a tar breaks off.
+
+    A label that stands apart from its image would be lost: the walk's `trouble` names it.
+    """
     group: _Group = {}
     before = None
+    has_image: dict[str, bool] = {}
+    apart: list[str] = []
     for key, extension, part in walk.parts():
         if key != before:
             if "" in group:
                 yield group
             group, before = {}, key
-        if part is not None:
-            group.setdefault(extension if extension in _TOLD_BY else "", part)
+        if part is None:
+            continue
+        is_image = extension not in _TOLD_BY
+        if not group and key in has_image and not (is_image and has_image[key]):
+            apart.append(part.name)
+        has_image[key] = has_image.get(key, False) or is_image
+        group.setdefault("" if is_image else extension, part)
     if walk.trouble is None and "" in group:
         yield group
+    if walk.trouble is None and apart:
+        more = f" (and {len(apart) - 1:,} more)" if len(apart) > 1 else ""
+        walk.trouble = (
+            f"{apart[0]}{more} stands apart from the other files of its sample and was not read "
+            "with it: write the tar again, its names sorted"
+        )
 
 
 def _split(name: str) -> tuple[str, str]:
