@@ -12,24 +12,16 @@ the machine, and so their seconds of training are more than those of a cell alon
 
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-
-from attar.bench.cells import (
-    digest_of,
-    load_cell,
-    save_cell,
-    score_on_source_validation,
-    what_was_run,
-)
+from attar.bench.cells import digest_of, what_was_run
 from attar.bench.class_rows import DESCRIPTIONS, config_of
 from attar.bench.class_table import write_class_tables
 from attar.bench.config import ClassesConfig
-from attar.bench.jobs import Task
+from attar.bench.kept import Kept, Planned
 from attar.bench.progress import Progress
 from attar.bench.rows import Row, in_grid, method_rows, variant_rows
 from attar.bench.running import Running
@@ -38,8 +30,8 @@ from attar.data.emoji import HELD_OUT_FAMILY, emoji_concepts, extract_emoji
 from attar.data.splits import SplitConfig
 from attar.data.table import ImageTable
 from attar.errors import UsageError
-from attar.files import read_json, sha256_file, write_json
-from attar.records import Record, read_records
+from attar.files import sha256_file, write_json
+from attar.records import Record
 from attar.run import DataConfig, RunConfig
 from attar.stages.images import read_image_table
 from attar.stages.request import check_names
@@ -62,10 +54,6 @@ class ClassCell:
         """The cell's place below the grid's folder."""
         return f"{self.row}/seed{self.seed}/lr{self.lr:g}"
 
-    def facts(self) -> dict[str, Any]:
-        """Return what the tables sort the cell's records by."""
-        return asdict(self)
-
 
 @dataclass(frozen=True, kw_only=True)
 class ClassGrid:
@@ -74,11 +62,7 @@ class ClassGrid:
     base: RunConfig
     rows: Mapping[str, Row]
     config: ClassesConfig
-    out: Path
-    results: Path
-    digest: str
-    """Of the images and the files of classes: a cell of others is no cell of this grid."""
-    running: Running
+    kept: Kept
 
 
 def run_classes(
@@ -94,21 +78,24 @@ def run_classes(
         AttarError: a cell failed; what does not depend on it is done.
     """
     grid = _open(base, config, out, results or out)
+    kept = grid.kept
     trials = {row: _trials(grid, row) for row in grid.rows}
     for cells in trials.values():
         for cell in cells:  # refuses strange results before anything is run
-            _load(grid, cell)
-    _run(grid, [cell for cells in trials.values() if len(cells) > 1 for cell in cells])
+            kept.load(_planned(grid, cell))
+    tried = [cell for cells in trials.values() if len(cells) > 1 for cell in cells]
+    kept.run([_planned(grid, cell) for cell in tried], after=lambda: None)
     chosen = {
         row: _choose_lr(grid, cells)
         for row, cells in trials.items()
-        if not any(cell.name in grid.running.failed for cell in cells)
+        if not any(cell.name in kept.running.failed for cell in cells)
     }
     if chosen:
         _tabulate(grid, chosen)  # also when nothing is missing
-    _run(grid, _cells(grid, chosen), after=lambda: _tabulate(grid, chosen))
-    grid.running.refuse_failures()
-    return grid.results
+    planned = [_planned(grid, cell) for cell in _cells(grid, chosen)]
+    kept.run(planned, after=lambda: _tabulate(grid, chosen))
+    kept.running.refuse_failures()
+    return kept.results
 
 
 def _open(base: RunConfig, config: ClassesConfig, out: Path, results: Path) -> ClassGrid:
@@ -136,10 +123,14 @@ def _open(base: RunConfig, config: ClassesConfig, out: Path, results: Path) -> C
         base=base,
         rows=rows,
         config=config,
-        out=out,
-        results=results,
-        digest=digest_of(table, base.splits.unseen_classes),
-        running=Running(jobs=config.jobs, progress=progress),
+        kept=Kept(
+            out=out,
+            results=results,
+            digest=digest_of(table, base.splits.unseen_classes),
+            command="attar bench classes",
+            running=Running(jobs=config.jobs, progress=progress),
+            facts_of=lambda run: {"training_seconds": _training_seconds(run)},
+        ),
     )
 
 
@@ -199,37 +190,15 @@ def _cells(grid: ClassGrid, chosen: Mapping[str, float]) -> list[ClassCell]:
     ]
 
 
-def _choose_lr(grid: ClassGrid, trials: Sequence[ClassCell]) -> float:
-    """Keep the learning rate that is best on seen classes' validation; a single one is untried."""
-    row, scores = trials[0].row, dict[float, float]()
-    for cell in trials if len(trials) > 1 else ():
-        scores[cell.lr] = score_on_source_validation(_load(grid, cell) or [], cell.name)
-        log.info("%s, lr %g: %.4f on validation of seen classes", row, cell.lr, scores[cell.lr])
-    chosen = max(scores, key=lambda lr: scores[lr]) if scores else trials[0].lr
-    path = grid.results / "learning-rates.json"
-    validation = {f"{lr:g}": score for lr, score in scores.items()}
-    with FileLock(grid.out / ".learning-rates.lock"):  # other grids may share the results
-        noted = read_json(path) if path.is_file() else {}
-        noted[row] = {"seen_validation": validation, "chosen": chosen}
-        write_json(path, dict(sorted(noted.items())))
-    return chosen
-
-
-def _config_of(grid: ClassGrid, cell: ClassCell) -> RunConfig:
-    config = grid.rows[cell.row].config
-    return replace(
-        config,
-        splits=replace(config.splits, seed=cell.seed),
-        training=replace(config.training, lr=cell.lr, seed=cell.seed),
+def _planned(grid: ClassGrid, cell: ClassCell) -> Planned:
+    own = grid.rows[cell.row].config
+    config = replace(
+        own,
+        splits=replace(own.splits, seed=cell.seed),
+        training=replace(own.training, lr=cell.lr, seed=cell.seed),
     )
-
-
-def _run_folder(grid: ClassGrid, cell: ClassCell) -> Path:
-    return grid.out / "cells" / cell.name
-
-
-def _results_of(grid: ClassGrid, cell: ClassCell) -> Path:
-    return grid.results / "cells" / f"{cell.name}.json"
+    said = _what_was_run(config, cell.row)
+    return Planned(name=cell.name, config=config, said=said, facts=asdict(cell))
 
 
 def _what_was_run(config: RunConfig, row: str) -> dict[str, Any]:
@@ -241,44 +210,16 @@ def _what_was_run(config: RunConfig, row: str) -> dict[str, Any]:
     return said
 
 
-def _load(grid: ClassGrid, cell: ClassCell) -> list[Record] | None:
-    config = _what_was_run(_config_of(grid, cell), cell.row)
-    return load_cell(_results_of(grid, cell), config, grid.digest)
-
-
-def _run(
-    grid: ClassGrid,
-    cells: Sequence[ClassCell],
-    after: Callable[[], object] = lambda: None,
-) -> None:
-    """Run the cells whose results are not there; call `after` whenever one is done."""
-    missing = {cell.name: cell for cell in cells if _load(grid, cell) is None}
-    grid.running.progress.found(cell.name for cell in cells if cell.name not in missing)
-
-    def keep(task: Task) -> None:
-        _keep(grid, missing[task.name])
-        after()
-
-    grid.running.run([_task(grid, cell) for cell in missing.values()], keep)
-
-
-def _task(grid: ClassGrid, cell: ClassCell) -> Task:
-    return Task(
-        name=cell.name,
-        config=_config_of(grid, cell),
-        run=_run_folder(grid, cell),
-        command=f"attar bench classes ({cell.name})",
-        known_files=grid.out / "files.parquet",
-    )
-
-
-def _keep(grid: ClassGrid, cell: ClassCell) -> None:
-    """Write a finished run's records where they stand for the cell."""
-    run = _run_folder(grid, cell)
-    records = read_records(run / "results.jsonl")
-    said = _what_was_run(_config_of(grid, cell), cell.row)
-    facts = {**cell.facts(), "training_seconds": _training_seconds(run)}
-    save_cell(_results_of(grid, cell), said, records, facts, grid.digest)
+def _choose_lr(grid: ClassGrid, trials: Sequence[ClassCell]) -> float:
+    """Keep the learning rate that is best on seen classes' validation; a single one is untried."""
+    row, scores = trials[0].row, dict[float, float]()
+    for cell in trials if len(trials) > 1 else ():
+        scores[cell.lr] = grid.kept.score(_planned(grid, cell))
+        log.info("%s, lr %g: %.4f on validation of seen classes", row, cell.lr, scores[cell.lr])
+    chosen = max(scores, key=lambda lr: scores[lr]) if scores else trials[0].lr
+    validation = {f"{lr:g}": score for lr, score in scores.items()}
+    grid.kept.note_rate(row, {"seen_validation": validation, "chosen": chosen})
+    return chosen
 
 
 def _training_seconds(run: Path) -> float:
@@ -295,7 +236,8 @@ def _tabulate(grid: ClassGrid, chosen: Mapping[str, float]) -> None:
     records: list[Record] = []
     for row, lr in chosen.items():
         for seed in grid.config.seeds:
-            records += _load(grid, ClassCell(row=row, seed=seed, lr=lr)) or []
+            cell = ClassCell(row=row, seed=seed, lr=lr)
+            records += grid.kept.load(_planned(grid, cell)) or []
     if not records:
         return
     facts = {
@@ -305,7 +247,7 @@ def _tabulate(grid: ClassGrid, chosen: Mapping[str, float]) -> None:
         "weights": grid.base.training.selection,
         "seeds": len(grid.config.seeds),
     }
-    write_class_tables(records, grid.results, tuple(grid.rows), facts)
+    write_class_tables(records, grid.kept.results, tuple(grid.rows), facts)
 
 
 def _divided_without_val(table: ImageTable) -> bool:

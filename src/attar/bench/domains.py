@@ -12,12 +12,9 @@ that fails stops no other; the grid then ends in an error that names it.
 """
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
-
-from filelock import FileLock
 
 from attar.bench.cells import (
     STRICT,
@@ -27,11 +24,10 @@ from attar.bench.cells import (
     load_cell,
     load_cells,
     save_cell,
-    score_on_source_validation,
     what_was_run,
 )
 from attar.bench.config import DomainsConfig
-from attar.bench.jobs import Task
+from attar.bench.kept import Kept, Planned
 from attar.bench.oracle import check_snapshots, oracle_record
 from attar.bench.progress import Progress
 from attar.bench.rows import Row, in_grid, make_rows, names_domains, of_domain
@@ -42,8 +38,7 @@ from attar.data.table import ImageTable
 from attar.errors import UsageError, unknown_name
 from attar.evaluation.models import from_store
 from attar.evaluation.tasks import evaluate_models
-from attar.files import read_json, write_json
-from attar.records import Record, read_records
+from attar.records import Record
 from attar.run import RunConfig
 from attar.stages.embedding import consult, introduce, prompts_of
 from attar.stages.images import read_image_table
@@ -57,7 +52,7 @@ STRICT_ROLE = "strict teacher"
 
 @dataclass(frozen=True, kw_only=True)
 class Grid:
-    """A grid under way: what is shared, what varies, and where it is kept."""
+    """A grid under way: what is shared, what varies, and where its cells are kept."""
 
     base: RunConfig
     config: DomainsConfig
@@ -66,13 +61,7 @@ class Grid:
     images: ImageTable
     domains: tuple[str, ...]
     """Held out in turn."""
-    out: Path
-    """Run folders and the store they share."""
-    results: Path
-    """cells/, results.jsonl, table.md, page.html and learning-rates.json."""
-    digest: str
-    """Of the images: a cell of other images is no cell of this grid."""
-    running: Running
+    kept: Kept
 
 
 def run_domains(
@@ -88,25 +77,27 @@ def run_domains(
         AttarError: a cell failed; what does not depend on it is done.
     """
     grid = _open(base, config, out, results or out)
+    kept = grid.kept
     trials = {name: _trials(grid, row) for name, row in grid.rows.items()}
-    for cells in trials.values():
-        for cell in cells:  # refuses results of another configuration before anything is run
-            _load(grid, cell)
-    _run(grid, [cell for cells in trials.values() for cell in cells])
+    planned = [_planned(grid, cell) for cells in trials.values() for cell in cells]
+    for one in planned:
+        kept.load(one)  # refuses results of another configuration before anything is run
+    kept.run(planned, after=lambda: None)
     chosen = {
         name: _choose_lr(grid, cells)
         for name, cells in trials.items()
-        if not any(cell.name in grid.running.failed for cell in cells)
+        if not any(cell.name in kept.running.failed for cell in cells)
     }
     if chosen:
         _tabulate(grid)
     for domain in grid.domains:
         _measure_strict_teacher(grid, domain)
-    _run(grid, _cells(grid, chosen), after=_tabulate)
+    cells = [_planned(grid, cell) for cell in _cells(grid, chosen)]
+    kept.run(cells, after=lambda: _tabulate(grid))
     if chosen:
         _tabulate(grid)
-    grid.running.refuse_failures()
-    return grid.results
+    kept.running.refuse_failures()
+    return kept.results
 
 
 def _open(base: RunConfig, config: DomainsConfig, out: Path, results: Path) -> Grid:
@@ -131,10 +122,13 @@ def _open(base: RunConfig, config: DomainsConfig, out: Path, results: Path) -> G
         classes=classes,
         images=images,
         domains=domains,
-        out=out,
-        results=results,
-        digest=digest_of(images),
-        running=Running(jobs=config.jobs, progress=progress),
+        kept=Kept(
+            out=out,
+            results=results,
+            digest=digest_of(images),
+            command="attar bench domains",
+            running=Running(jobs=config.jobs, progress=progress),
+        ),
     )
 
 
@@ -181,85 +175,30 @@ def _cell(grid: Grid, row: str, domain: str, seed: int, lr: float) -> Cell:
     )
 
 
+def _planned(grid: Grid, cell: Cell) -> Planned:
+    own = of_domain(grid.rows[cell.method].config, cell.held_out_domain, grid.base, grid.kept.out)
+    config = replace(
+        own,
+        splits=replace(own.splits, seed=cell.seed),
+        training=replace(own.training, lr=cell.lr, seed=cell.seed),
+    )
+    said = what_was_run(config)
+    return Planned(name=cell.name, config=config, said=said, facts=cell.facts())
+
+
 def _choose_lr(grid: Grid, cells: Sequence[Cell]) -> float:
     """Keep the learning rate that is best on source validation images."""
-    scores = {}
-    for cell in cells:
-        scores[cell.lr] = score_on_source_validation(_load(grid, cell) or [], cell.name)
-        log.info("%s, lr %g: %.4f on source validation", cell.method, cell.lr, scores[cell.lr])
+    scores = {cell.lr: grid.kept.score(_planned(grid, cell)) for cell in cells}
+    for lr, score in scores.items():
+        log.info("%s, lr %g: %.4f on source validation", cells[0].method, lr, score)
     chosen = max(scores, key=lambda lr: scores[lr])
     entry = {
         "held_out_domain": cells[0].held_out_domain,
         "source_validation": {f"{value:g}": score for value, score in scores.items()},
         "chosen": chosen,
     }
-    with FileLock(grid.out / ".learning-rates.lock"):  # other grids may share the results
-        rates = {**_rates(grid), cells[0].method: entry}
-        write_json(_rates_file(grid), dict(sorted(rates.items())))
+    grid.kept.note_rate(cells[0].method, entry)
     return chosen
-
-
-def _rates_file(grid: Grid) -> Path:
-    return grid.results / "learning-rates.json"
-
-
-def _rates(grid: Grid) -> dict[str, Any]:
-    path = _rates_file(grid)
-    rates: dict[str, Any] = read_json(path) if path.is_file() else {}
-    return rates
-
-
-def _config_of(grid: Grid, cell: Cell) -> RunConfig:
-    own = of_domain(grid.rows[cell.method].config, cell.held_out_domain, grid.base, grid.out)
-    return replace(
-        own,
-        splits=replace(own.splits, seed=cell.seed),
-        training=replace(own.training, lr=cell.lr, seed=cell.seed),
-    )
-
-
-def _results_of(grid: Grid, cell: Cell) -> Path:
-    return grid.results / "cells" / f"{cell.name}.json"
-
-
-def _run_folder(grid: Grid, cell: Cell) -> Path:
-    return grid.out / "cells" / cell.name
-
-
-def _load(grid: Grid, cell: Cell) -> list[Record] | None:
-    config = what_was_run(_config_of(grid, cell))
-    return load_cell(_results_of(grid, cell), config, grid.digest)
-
-
-def _run(
-    grid: Grid, cells: Sequence[Cell], after: Callable[[Grid], object] = lambda grid: None
-) -> None:
-    """Run the cells whose results are not there; call `after` whenever one is done."""
-    missing = {cell.name: cell for cell in cells if _load(grid, cell) is None}
-    grid.running.progress.found(cell.name for cell in cells if cell.name not in missing)
-
-    def keep(task: Task) -> None:
-        _keep(grid, missing[task.name])
-        after(grid)
-
-    grid.running.run([_task(grid, cell) for cell in missing.values()], keep)
-
-
-def _task(grid: Grid, cell: Cell) -> Task:
-    return Task(
-        name=cell.name,
-        config=_config_of(grid, cell),
-        run=_run_folder(grid, cell),
-        command=f"attar bench domains ({cell.name})",
-        known_files=grid.out / "files.parquet",
-    )
-
-
-def _keep(grid: Grid, cell: Cell) -> None:
-    """Write a finished run's records where they stand for the cell."""
-    records = read_records(_run_folder(grid, cell) / "results.jsonl")
-    config = what_was_run(_config_of(grid, cell))
-    save_cell(_results_of(grid, cell), config, records, cell.facts(), grid.digest)
 
 
 def _measure_strict_teacher(grid: Grid, domain: str) -> None:
@@ -267,14 +206,14 @@ def _measure_strict_teacher(grid: Grid, domain: str) -> None:
     if grid.config.strict_teacher is None:
         return
     spec = grid.config.strict_teacher_of(domain)
-    path = grid.results / "cells" / STRICT / f"{file_name(domain)}.json"
+    path = grid.kept.results / "cells" / STRICT / f"{file_name(domain)}.json"
     asked = {"teacher": spec, "subset": grid.base.data.subset}
-    if load_cell(path, asked, grid.digest) is not None:
+    if load_cell(path, asked, grid.kept.digest) is not None:
         return
     images = grid.images
     index = images.domain_names.index(domain)
     part = images.select([row for row, d in enumerate(images.domains) if d == index])
-    folder = grid.out / STRICT / file_name(domain)
+    folder = grid.kept.out / STRICT / file_name(domain)
     prompts = prompts_of(grid.classes, images, grid.base.data.templates)
     teacher, _ = introduce(spec, folder / "store", needed=True, config=grid.base.embed)
     knowledge = consult(teacher, part, prompts, folder / "store", grid.base.embed)
@@ -290,7 +229,7 @@ def _measure_strict_teacher(grid: Grid, domain: str) -> None:
         grid.base.evaluation,
     )
     facts = {"method": "", "held_out_domain": domain, "seed": grid.config.seeds[0], "lr": 0.0}
-    save_cell(path, asked, records, facts, grid.digest)
+    save_cell(path, asked, records, facts, grid.kept.digest)
 
 
 def _tabulate(grid: Grid) -> None:
@@ -298,11 +237,11 @@ def _tabulate(grid: Grid) -> None:
 
     A domain that only the rates were chosen on is no result.
     """
-    rates = _rates(grid)
+    rates = grid.kept.rates()
     only_tried = {grid.config.lr_domain} - set(grid.domains)
     wanted = [
         record
-        for record in load_cells(grid.results / "cells")
+        for record in load_cells(grid.kept.results / "cells")
         if record.role == STRICT_ROLE
         or rates.get(record.extra["method"], {}).get("chosen") == record.extra["lr"]
     ]
@@ -315,7 +254,7 @@ def _tabulate(grid: Grid) -> None:
         "image size": grid.base.student_config.image_size,
         "seeds": _seeds(wanted) or len(grid.config.seeds),
     }
-    write_tables(wanted, grid.results, facts)
+    write_tables(wanted, grid.kept.results, facts)
 
 
 def _seeds(records: Sequence[Record]) -> str:
@@ -336,6 +275,6 @@ def _oracle(grid: Grid, records: Sequence[Record]) -> list[Record]:
         for r in records
         if r.role == "student"
     )
-    kept = grid.results / "oracle"
-    found = [oracle_record(c, _run_folder(grid, c), kept / f"{c.name}.json") for c in cells]
+    kept = grid.kept.results / "oracle"
+    found = [oracle_record(c, grid.kept.run_folder(c.name), kept / f"{c.name}.json") for c in cells]
     return [record for record in found if record is not None]
