@@ -48,7 +48,7 @@ from attar.bench.ranks import (
 from attar.errors import UsageError
 from attar.files import atomic_path, write_json, write_text
 from attar.records import read_records
-from attar.report.figures import ACCENT, INK, LINE, MUTED, new_figure, quiet
+from attar.report.looks import ACCENT, INK, LINE, MUTED, new_figure, quiet
 
 LEAST = 3
 """Rows below which a rank correlation says nothing."""

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from attar.data.splits import filter_parity
+from attar.data.share import filter_parity
 from attar.errors import UsageError
 from attar.run import DataConfig
 from attar.stages.images import read_image_table

@@ -8,7 +8,7 @@ from types import ModuleType
 import pytest
 from tests.bench.small_grid import write_pictures
 
-from attar.data.splits import filter_parity
+from attar.data.share import filter_parity
 from attar.run import DataConfig
 from attar.stages.images import read_image_table
 

@@ -6,8 +6,9 @@ import pytest
 from PIL import Image
 
 from attar.data.domainbed import domainbed_split, make_domainbed_splits
+from attar.data.share import filter_parity
 from attar.data.sources import read_sources
-from attar.data.splits import SplitConfig, filter_parity, make_splits
+from attar.data.splits import SplitConfig, make_splits
 from attar.data.table import ImageTable
 from attar.errors import UsageError
 

@@ -10,7 +10,7 @@ from test_page import Page, report
 
 from attar.records import Record, append_records
 from attar.report.costs import cost_lines, cost_tables
-from attar.report.figures import STYLES
+from attar.report.looks import STYLES
 from attar.report.scatter import Point, cost_plot
 from attar.report.tables import result_tables
 

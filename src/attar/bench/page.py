@@ -14,7 +14,8 @@ from attar.bench import table as tables
 from attar.bench.table import DomainsTable, TableRow
 from attar.files import write_text
 from attar.report import views
-from attar.report.figures import STYLES, Style, dot_plot, legend_mark
+from attar.report.figures import dot_plot
+from attar.report.looks import STYLES, Style, legend_mark
 from attar.report.tables import Series
 
 _MEAN = Series(role="student", method="mean", model="")

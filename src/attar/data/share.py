@@ -1,9 +1,10 @@
-"""Fewer training images, drawn evenly: how a method fares with a tenth of the labels."""
+"""Parts of the images: a share of them, drawn evenly, or the half that a name falls into."""
 
 from collections import defaultdict
+from typing import Literal
 
 from attar.data.table import ImageTable
-from attar.errors import UsageError
+from attar.errors import UsageError, unknown_name
 from attar.files import sha256_text
 
 
@@ -28,3 +29,19 @@ def keep_share(images: ImageTable, share: float, seed: int) -> ImageTable:
         rows.sort(key=lambda row: (sha256_text(f"{seed}:share:{images.keys[row]}"), row))
         kept += rows[: max(1, int(len(rows) * share + 0.5))]
     return images.select(sorted(kept))
+
+
+def filter_parity(table: ImageTable, parity: Literal["odd", "even"]) -> ImageTable:
+    """Return the images whose name has that parity: the last bit of the sha256 of the UTF-8 name.
+
+    The name is the path relative to the data root, "domain/class/file".
+
+    Raises:
+        UsageError: a parity other than "odd" or "even".
+    """
+    if parity not in ("odd", "even"):
+        raise unknown_name("parity", parity, ("odd", "even"))
+    bit = int(parity == "odd")
+    return table.select(
+        [row for row, name in enumerate(table.names) if int(sha256_text(name), 16) % 2 == bit]
+    )

@@ -4,7 +4,6 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 from attar.data.class_splits import assign_unseen, check_disjoint, names_in, relabel
 from attar.data.few_shot import Shots, move_few_shot
@@ -381,20 +380,4 @@ def build(table: ImageTable, rows: dict[str, list[int]], notes: Iterable[str]) -
         further_unseen=part("further_unseen"),
         held_out=part("held_out"),
         notes=tuple(notes),
-    )
-
-
-def filter_parity(table: ImageTable, parity: Literal["odd", "even"]) -> ImageTable:
-    """Return the images whose name has that parity: the last bit of the sha256 of the UTF-8 name.
-
-    The name is the path relative to the data root, "domain/class/file".
-
-    Raises:
-        UsageError: a parity other than "odd" or "even".
-    """
-    if parity not in ("odd", "even"):
-        raise unknown_name("parity", parity, ("odd", "even"))
-    bit = int(parity == "odd")
-    return table.select(
-        [row for row, name in enumerate(table.names) if int(sha256_text(name), 16) % 2 == bit]
     )

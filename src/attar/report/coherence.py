@@ -11,6 +11,7 @@ from markupsafe import Markup
 
 from attar.records import Record
 from attar.report import figures
+from attar.report.looks import Style, legend_mark
 from attar.report.tables import ALL, COHERENCE, NOTHING, ROLES, Series
 
 _PLACES = {
@@ -107,14 +108,14 @@ def coherence_lines(records: Iterable[Record]) -> list[tuple[str, ...]]:
 
 def coherence_view(
     rows: Sequence[CoherenceRow],
-    styles: Mapping[Series, figures.Style],
+    styles: Mapping[Series, Style],
     labels: Mapping[Series, str],
 ) -> CoherenceView | None:
     """Make the page's section; None where nothing was measured."""
     if not rows:
         return None
     metrics = _metrics(rows)
-    marks = {row.series: Markup(figures.legend_mark(styles[row.series])) for row in rows}
+    marks = {row.series: Markup(legend_mark(styles[row.series])) for row in rows}
     shown = [row for row in rows if row.overall] or rows
     return CoherenceView(
         legend=[(mark, labels[series]) for series, mark in marks.items()],
@@ -138,7 +139,7 @@ def coherence_view(
 def _plot(
     rows: Sequence[CoherenceRow],
     metric: str,
-    styles: Mapping[Series, figures.Style],
+    styles: Mapping[Series, Style],
     labels: Mapping[Series, str],
 ) -> str:
     lines: dict[str, list[tuple[Series, float]]] = {}

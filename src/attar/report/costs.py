@@ -9,7 +9,8 @@ from typing import Any
 from markupsafe import Markup
 
 from attar.records import Record
-from attar.report import figures, scatter
+from attar.report import scatter
+from attar.report.looks import Style, legend_mark
 from attar.report.tables import (
     COST,
     HEADLINES,
@@ -113,7 +114,7 @@ def cost_lines(records: Iterable[Record]) -> list[tuple[str, ...]]:
 
 def cost_views(
     tables: Sequence[CostTable],
-    styles: Mapping[Series, figures.Style],
+    styles: Mapping[Series, Style],
     labels: Mapping[Series, str],
 ) -> list[CostView]:
     """Make the page's tables, each with its scatter of accuracy against size and latency."""
@@ -126,7 +127,7 @@ def cost_views(
             columns=table.headings,
             rows=[
                 (
-                    Markup(figures.legend_mark(styles[row.series])),
+                    Markup(legend_mark(styles[row.series])),
                     labels[row.series],
                     row.cells(),
                 )
@@ -139,7 +140,7 @@ def cost_views(
 
 
 def _points(
-    table: CostTable, styles: Mapping[Series, figures.Style], labels: Mapping[Series, str]
+    table: CostTable, styles: Mapping[Series, Style], labels: Mapping[Series, str]
 ) -> list[scatter.Point]:
     return [
         scatter.Point(

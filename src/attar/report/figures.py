@@ -1,71 +1,37 @@
-"""Draw the report's figures as inline SVG that follows the page's light or dark theme.
+"""Draw the report's figures as inline SVG that follows the page's light or dark theme."""
 
-matplotlib draws with placeholder colours; `to_svg` turns each into a CSS variable of the page,
-and keeps text as text. Nothing here touches pyplot or its global state.
-"""
-
-import hashlib
-import io
 import math
-import re
-import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
-from xml.sax.saxutils import quoteattr
 
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.collections import PatchCollection
-from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
-from attar.report.tables import HEADLINES, ROLES, ResultTable, Series, domain_headings
-
-INK, MUTED, LINE, SURFACE, ACCENT = "#101112", "#606162", "#d8d9da", "#fdfdfc", "#0b5c8e"
-_VARIABLES = {INK: "ink", MUTED: "muted", LINE: "line", SURFACE: "surface", ACCENT: "accent"}
-WIDTH, SMALL = 400, 340
-"""Widths of drawings in CSS pixels, near the size they are shown at, so that text stays legible."""
-
-
-@dataclass(frozen=True)
-class Style:
-    """How a series looks everywhere: a CSS variable, its light colour and a marker shape."""
-
-    variable: str
-    color: str
-    marker: str
-
-
-_FAMILIES: Mapping[str, Sequence[tuple[str, str]]] = {
-    "teacher": (("#0072b2", "D"), ("#3a9bd5", "h"), ("#3454a4", "p")),
-    "student": (("#d55e00", "o"), ("#b5457f", "^"), ("#a87400", "v"), ("#7b4fb0", "<")),
-    "baseline": (("#6e7072", "s"), ("#009e73", "P"), ("#8a5a3c", "X"), ("#4a7c8c", ">")),
-}
-"""Okabe and Ito's palette first; shapes differ too, so no reader needs the colours."""
-
-STYLES: Mapping[str, tuple[Style, ...]] = {
-    family: tuple(Style(f"{family}-{i}", color, mark) for i, (color, mark) in enumerate(members))
-    for family, members in _FAMILIES.items()
-}
-
+from attar.report.looks import (
+    ACCENT,
+    INK,
+    LINE,
+    MUTED,
+    SMALL,
+    STYLES,
+    SURFACE,
+    WIDTH,
+    Style,
+    label_ticks,
+    new_axes,
+    new_figure,
+    quiet,
+    shorten,
+    to_svg,
+)
+from attar.report.tables import HEADLINES, ResultTable, Series, domain_headings
 
 DotLine = tuple[str, Sequence[tuple[Series, float]]]
 """A line of a dot plot: its heading, and each series' value (NaN for none)."""
-
-
-def series_styles(series: Iterable[Series]) -> dict[Series, Style]:
-    """Give each series its look: its role's family, in order of appearance."""
-    styles: dict[Series, Style] = {}
-    used: dict[str, int] = {}
-    for one in dict.fromkeys(series):
-        family = one.role if one.role in ROLES else "baseline"
-        members = STYLES[family]
-        styles[one] = members[used.get(family, 0) % len(members)]
-        used[family] = used.get(family, 0) + 1
-    return styles
 
 
 def domain_plot(table: ResultTable, styles: Mapping[Series, Style], alt: str) -> str:
@@ -74,7 +40,7 @@ def domain_plot(table: ResultTable, styles: Mapping[Series, Style], alt: str) ->
         (name, [(row.series, 100 * row.value(table.headline, domain)) for row in table.rows])
         for name, domain in zip(domain_headings(table), table.domains, strict=True)
     ]
-    figure, axes = _new(height=_dots_height(lines))
+    figure, axes = new_axes(height=_dots_height(lines))
     _dots(axes, lines, styles)
     low, high = axes.get_xlim()
     axes.set_xlim(max(low - 2, -2), min(high + 2, 102))
@@ -94,7 +60,7 @@ def dot_plot(
 
     With `percent` the axis is an accuracy and covers what is there instead.
     """
-    figure, axes = _new(height=_dots_height(lines), width=WIDTH if percent else SMALL)
+    figure, axes = new_axes(height=_dots_height(lines), width=WIDTH if percent else SMALL)
     _dots(axes, lines, styles)
     low, high = axes.get_xlim()
     if percent:
@@ -133,7 +99,7 @@ def _dots(axes: Axes, lines: Sequence[DotLine], styles: Mapping[Series, Style]) 
                 markeredgewidth=1.2,
                 zorder=3 if one.role == "student" else 2,
             )
-    _labels(axes, "y", [_short(name, 22) for name, _ in lines])
+    label_ticks(axes, "y", [shorten(name, 22) for name, _ in lines])
     axes.set_ylim(len(lines) - 0.4, -0.6)
     axes.margins(x=0.06)
     axes.tick_params(axis="y", length=0, labelcolor=INK)
@@ -157,7 +123,7 @@ def interval_plot(
     """
     title, alt, key = words
     most = max(len(marks) for _, marks in lines)
-    figure, axes = _new(height=62 + max(26, 10 + 11 * most) * len(lines))
+    figure, axes = new_axes(height=62 + max(26, 10 + 11 * most) * len(lines))
     axes.grid(axis="x", color=LINE, linewidth=0.8)
     if band is not None:
         axes.axvspan(*band, color=MUTED, alpha=0.12, linewidth=0)
@@ -168,7 +134,7 @@ def interval_plot(
             style, height = styles[one], position + float(offset)
             axes.plot([low, high], [height] * 2, color=style.color, linewidth=1.6)
             axes.plot(value, height, style.marker, color=style.color, markersize=7)
-    _labels(axes, "y", [_short(name, 22) for name, _ in lines])
+    label_ticks(axes, "y", [shorten(name, 22) for name, _ in lines])
     axes.set_ylim(len(lines) - 0.5, -0.5)
     axes.tick_params(axis="y", length=0, labelcolor=INK)
     axes.spines["left"].set_visible(False)
@@ -191,7 +157,7 @@ def curve_plot(curve: Curve, phases: Sequence[tuple[str, int, int]], key: str) -
 
     A training curve of more than 60 points is drawn faintly, with its running median on top.
     """
-    figure, axes = _new(height=190, width=SMALL)
+    figure, axes = new_axes(height=190, width=SMALL)
     axes.grid(axis="y", color=LINE, linewidth=0.8)
     color = STYLES["student"][0].color if curve.validation else ACCENT
     steps, values = np.asarray(curve.steps), np.asarray(curve.values, dtype=np.float64)
@@ -208,7 +174,7 @@ def curve_plot(curve: Curve, phases: Sequence[tuple[str, int, int]], key: str) -
             axes.text(
                 (first + end) / 2,
                 1.02,
-                _short(name, 18),
+                shorten(name, 18),
                 transform=axes.get_xaxis_transform(),
                 ha="center",
                 va="bottom",
@@ -234,7 +200,7 @@ def confusion_plot(counts: NDArray[np.int64], names: Sequence[str], alt: str, ke
     """Draw a confusion matrix [C, C] (row: true class); stronger is a larger share of the row."""
     number = len(names)
     side = max(WIDTH, 150 + 26 * number)
-    figure, axes = _new(height=side, width=side)
+    figure, axes = new_axes(height=side, width=side)
     share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     filled = [(r, c) for r in range(number) for c in range(number) if counts[r, c]]
     rgb = mpl.colors.to_rgb(ACCENT)
@@ -251,9 +217,9 @@ def confusion_plot(counts: NDArray[np.int64], names: Sequence[str], alt: str, ke
     axes.set_xlim(-0.5, number - 0.5)
     axes.set_ylim(number - 0.5, -0.5)
     axes.set_aspect("equal")
-    labels = [_short(name, 16) for name in names]
-    _labels(axes, "y", labels)
-    _labels(axes, "x", labels, rotation=90 if number > 6 else 0)
+    labels = [shorten(name, 16) for name in names]
+    label_ticks(axes, "y", labels)
+    label_ticks(axes, "x", labels, rotation=90 if number > 6 else 0)
     axes.tick_params(length=0, labelcolor=INK)
     axes.set_ylabel("true class")
     axes.set_xlabel("answer")
@@ -300,101 +266,3 @@ def reliability_plot(calibration: Calibration, style: Style, alt: str, key: str)
     below.set_xlabel("confidence")
     below.yaxis.set_major_locator(mpl.ticker.MaxNLocator(2, integer=True))
     return to_svg(figure, alt, key)
-
-
-_CORNERS = {
-    **{"D": (4, 0), "s": (4, 45), "^": (3, 0), "v": (3, 180), "<": (3, 270), ">": (3, 90)},
-    **{"h": (6, 0), "p": (5, 0)},
-}
-"""marker -> (corners, degrees it is turned)."""
-
-
-def legend_mark(style: Style) -> str:
-    """Return a small inline SVG of a series' mark, for legends and tables."""
-    if style.marker in _CORNERS:
-        number, turn = _CORNERS[style.marker]
-        angles = [math.radians(turn + 360 * i / number - 90) for i in range(number)]
-        points = " ".join(
-            f"{6 + 5.5 * math.cos(a):.1f},{6 + 5.5 * math.sin(a):.1f}" for a in angles
-        )
-        shape = f'<polygon points="{points}"/>'
-    elif style.marker in "PX":
-        spin = ' transform="rotate(45 6 6)"' if style.marker == "X" else ""
-        shape = f'<path d="M4 1h4v3h3v4h-3v3h-4v-3h-3v-4h3z"{spin}/>'
-    else:
-        shape = '<circle cx="6" cy="6" r="5"/>'
-    fill = f"fill:var(--{style.variable})"
-    return f'<svg class="mark" viewBox="0 0 12 12" aria-hidden="true" style="{fill}">{shape}</svg>'
-
-
-def to_svg(figure: Figure, alt: str, key: str) -> str:
-    """Render a figure for an HTML page: themed, with `alt` as its label and ids of its own.
-
-    `key` must differ between the figures of one page; ids are derived from it.
-    """
-    prefix = "f" + hashlib.sha256(key.encode()).hexdigest()[:10]
-    settings: Any = {"svg.fonttype": "none", "svg.hashsalt": prefix}
-    buffer = io.StringIO()
-    with mpl.rc_context(settings), warnings.catch_warnings():
-        # Only the measuring font may lack a glyph; the browser picks one that has it.
-        warnings.filterwarnings("ignore", message="Glyph .* missing from")
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-    svg = buffer.getvalue()
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    opening, rest = svg.split(">", 1)
-    box = re.search(r'viewBox="[^"]*"', opening)
-    width = figure.get_figwidth() * 72
-    opening = f'<svg {box.group() if box else ""} role="img" aria-label={quoteattr(alt)}'
-    opening += f' style="--width:{width:.0f}px"'
-    rest = rest.replace("xlink:href=", "href=")
-    rest = re.sub(r'\bid="', f'id="{prefix}-', rest)
-    rest = re.sub(r'href="#', f'href="#{prefix}-', rest)
-    rest = re.sub(r"url\(#", f"url(#{prefix}-", rest)
-    for color, variable in _all_variables().items():
-        rest = rest.replace(color, f"var(--{variable})")
-    return f"{opening}>{rest}".strip()
-
-
-def _all_variables() -> dict[str, str]:
-    members = (style for family in STYLES.values() for style in family)
-    return {**_VARIABLES, **{style.color: style.variable for style in members}}
-
-
-def new_figure(width: float, height: float) -> Figure:
-    """Return an empty figure of so many CSS pixels."""
-    settings: Any = {"font.size": 11, "font.family": "DejaVu Sans"}
-    with mpl.rc_context(settings):
-        # 72 points an inch: one point is one CSS pixel.
-        return Figure(figsize=(width / 72, height / 72), dpi=72, layout="constrained")
-
-
-def _new(height: float, width: float = WIDTH) -> tuple[Figure, Axes]:
-    figure = new_figure(width, height)
-    axes = figure.subplots()
-    quiet(axes)
-    return figure, axes
-
-
-def quiet(axes: Axes) -> None:
-    """Quiet frame: no box, muted ticks, grid below the data."""
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    for side in ("left", "bottom"):
-        axes.spines[side].set_color(LINE)
-    axes.tick_params(color=LINE, labelcolor=MUTED, labelsize=11)
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.label.set_color(MUTED)
-        axis.label.set_fontsize(11)
-        axis.get_offset_text().set_color(MUTED)
-    axes.set_axisbelow(True)
-
-
-def _labels(axes: Axes, which: str, names: Sequence[str], rotation: float = 0) -> None:
-    """Label ticks with names as they are: "$" or "_" in a class name is no formula."""
-    axis = axes.yaxis if which == "y" else axes.xaxis
-    axis.set_ticks(range(len(names)), names, rotation=rotation, parse_math=False)
-
-
-def _short(text: str, length: int) -> str:
-    return text if len(text) <= length else text[: length - 1] + "…"

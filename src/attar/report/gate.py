@@ -14,6 +14,7 @@ from attar.errors import AttarError
 from attar.files import write_text
 from attar.records import Record, read_records
 from attar.report import figures, views
+from attar.report.looks import Style, legend_mark, series_styles
 from attar.report.tables import NOTHING, Series
 
 TEACHER, CLASS = "teacher_gate", "teacher_gate_class"
@@ -50,7 +51,7 @@ def write_gate_page(results: Path, out: Path) -> Path:
     if not domains:
         raise AttarError(f"{results} holds no verdict of a gate; run attar gate again")
     summary = next(r.extra["summary"] for r in records if "summary" in r.extra)
-    styles = figures.series_styles(_series(record) for one in domains for record in _rows(one))
+    styles = series_styles(_series(record) for one in domains for record in _rows(one))
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
@@ -62,7 +63,7 @@ def write_gate_page(results: Path, out: Path) -> Path:
         title=f"{first.model} on {first.dataset}",
         summary=summary,
         domains=domains,
-        legend=[(Markup(figures.legend_mark(style)), one.role) for one, style in styles.items()],
+        legend=[(Markup(legend_mark(style)), one.role) for one, style in styles.items()],
         accuracies=Markup(_accuracy_plot(domains, styles)),
         differences=Markup(_difference_plot(domains, styles)),
         confidence=f"{100 * first.extra['confidence']:g}",
@@ -159,7 +160,7 @@ def signed(record: Record, metric: str) -> str:
     return f"{value:+.1f} ({low:+.1f} … {high:+.1f})"
 
 
-def _accuracy_plot(domains: Sequence[DomainView], styles: dict[Series, figures.Style]) -> str:
+def _accuracy_plot(domains: Sequence[DomainView], styles: dict[Series, Style]) -> str:
     lines: list[figures.IntervalLine] = []
     for one in domains:
         bounds = [(_series(one.teacher), *_bounds(one.teacher, "acc1"))]
@@ -172,7 +173,7 @@ def _accuracy_plot(domains: Sequence[DomainView], styles: dict[Series, figures.S
     return figures.interval_plot(lines, styles, ("accuracy, %", alt, "gate accuracy"))
 
 
-def _difference_plot(domains: Sequence[DomainView], styles: dict[Series, figures.Style]) -> str:
+def _difference_plot(domains: Sequence[DomainView], styles: dict[Series, Style]) -> str:
     lines: list[figures.IntervalLine] = []
     said = []
     for one in domains:
@@ -193,7 +194,7 @@ def _class_plot(domain: str, classes: Sequence[Record]) -> str:
         lines.append((f"{one.extra['class']}{called}", [(teacher, *_bounds(one, "recall"))]))
     said = "; ".join(f"{name} {marks[0][1]:.0f}" for name, marks in lines)
     words = ("recall, %", f"Zero-shot recall of each class: {said}", f"gate classes {domain}")
-    return figures.interval_plot(lines, figures.series_styles([teacher]), words)
+    return figures.interval_plot(lines, series_styles([teacher]), words)
 
 
 def _bounds(record: Record, metric: str) -> tuple[float, float, float]:

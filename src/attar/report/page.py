@@ -10,10 +10,11 @@ from markupsafe import Markup
 from attar import __version__
 from attar.errors import UsageError
 from attar.files import check_writable, write_text
-from attar.report import figures, views
+from attar.report import views
 from attar.report.coherence import coherence_rows, coherence_view
 from attar.report.config import ReportConfig
 from attar.report.costs import cost_tables, cost_views
+from attar.report.looks import series_styles
 from attar.report.read import RunFiles, read_runs
 from attar.report.several_labels import label_rows, label_view
 from attar.report.tables import result_tables, series_labels, with_shared_baseline
@@ -58,7 +59,7 @@ def render(runs: Sequence[RunFiles], config: ReportConfig) -> str:
     said = verdict(tables, len(runs))
     if not tables and (coherence or several_labels):
         said = _ONLY_LABELS if several_labels else _ONLY_COHERENCE
-    styles, labels = figures.series_styles(series), series_labels(series)
+    styles, labels = series_styles(series), series_labels(series)
     package = resources.files("attar.report")
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined

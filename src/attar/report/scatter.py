@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from matplotlib import ticker
 from matplotlib.axes import Axes
 
-from attar.report.figures import INK, LINE, SURFACE, Style, new_figure, quiet, to_svg
+from attar.report.looks import INK, LINE, SURFACE, Style, new_figure, quiet, to_svg
 
 _WIDTH, _HEIGHT = 720, 300
 _LONGEST = 22

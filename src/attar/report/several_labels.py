@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from attar.records import Record
-from attar.report import figures
+from attar.report.looks import Style, legend_mark
 from attar.report.tables import MULTI_LABEL, ROLES, Series, percent
 
 _PLACES = {
@@ -92,7 +92,7 @@ def label_lines(records: Iterable[Record]) -> list[tuple[str, ...]]:
 
 def label_view(
     rows: Sequence[LabelRow],
-    styles: Mapping[Series, figures.Style],
+    styles: Mapping[Series, Style],
     labels: Mapping[Series, str],
 ) -> LabelView | None:
     """Make the page's section; None where nothing was measured."""
@@ -103,7 +103,7 @@ def label_view(
         rows=[
             (
                 row.place,
-                Markup(figures.legend_mark(styles[row.series])),
+                Markup(legend_mark(styles[row.series])),
                 labels[row.series] + (f", {row.num_runs} runs" if row.num_runs > 1 else ""),
                 row.cells(),
             )

@@ -8,6 +8,7 @@ from markupsafe import Markup
 
 from attar.report import analysis, facts, figures
 from attar.report.config import ReportConfig
+from attar.report.looks import STYLES, Style, legend_mark
 from attar.report.read import Predictions, RunFiles
 from attar.report.samples import SampleGroup, sample_groups
 from attar.report.tables import (
@@ -88,18 +89,16 @@ class RunView:
 def palette() -> str:
     """Return the series' light colours as CSS custom properties."""
     return " ".join(
-        f"--{style.variable}:{style.color};"
-        for members in figures.STYLES.values()
-        for style in members
+        f"--{style.variable}:{style.color};" for members in STYLES.values() for style in members
     )
 
 
-def _mark(style: figures.Style) -> Markup:
-    return Markup(figures.legend_mark(style))
+def _mark(style: Style) -> Markup:
+    return Markup(legend_mark(style))
 
 
 def tiles(
-    tables: Sequence[ResultTable], runs: Sequence[RunFiles], styles: Mapping[Series, figures.Style]
+    tables: Sequence[ResultTable], runs: Sequence[RunFiles], styles: Mapping[Series, Style]
 ) -> list[Tile]:
     """Show the overall numbers of a single run's main table, then size and latency."""
     if len(runs) > 1 or not tables:
@@ -127,7 +126,7 @@ def tiles(
 
 def table_views(
     tables: Sequence[ResultTable],
-    styles: Mapping[Series, figures.Style],
+    styles: Mapping[Series, Style],
     labels: Mapping[Series, str],
     num_runs: int,
 ) -> list[TableView]:
@@ -159,7 +158,7 @@ def table_views(
 
 def _table_view(
     table: ResultTable,
-    styles: Mapping[Series, figures.Style],
+    styles: Mapping[Series, Style],
     labels: Mapping[Series, str],
     heading: str,
     *,
@@ -213,7 +212,7 @@ def _origin(row: Row, named_runs: bool) -> str:
 
 def run_view(
     run: RunFiles,
-    styles: Mapping[Series, figures.Style],
+    styles: Mapping[Series, Style],
     config: ReportConfig,
 ) -> RunView:
     """Make everything that the page shows of one run apart from the tables."""
@@ -278,9 +277,9 @@ def _confusion(
 
 
 def _reliability(
-    models: Mapping[str, Predictions], styles: Mapping[Series, figures.Style], key: str
+    models: Mapping[str, Predictions], styles: Mapping[Series, Style], key: str
 ) -> list[ModelView]:
-    by_role: dict[str, figures.Style] = {}
+    by_role: dict[str, Style] = {}
     for series, style in styles.items():
         by_role.setdefault(series.role, style)
     views = []
@@ -288,7 +287,7 @@ def _reliability(
         if role not in models or not models[role].labelled:
             continue
         bins = analysis.calibration(models[role])
-        style = by_role.get(role, figures.STYLES[role][0])
+        style = by_role.get(role, STYLES[role][0])
         alt = f"Reliability diagram of the {role}: calibration error {percent(bins.error)} %. "
         alt += "Accuracy by mean confidence: " + ", ".join(
             f"{100 * a:.0f} % at {100 * c:.0f} %"

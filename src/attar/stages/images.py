@@ -4,8 +4,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from attar.data.classes import ClassList
+from attar.data.share import filter_parity
 from attar.data.sources import read_sources
-from attar.data.splits import Splits, filter_parity
+from attar.data.splits import Splits
 from attar.data.table import ImageTable
 from attar.errors import UsageError
 from attar.files import check_writable
