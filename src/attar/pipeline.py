@@ -129,10 +129,9 @@ def _prepare(
     request.check_splits(splits, config)
     texts = embedding.prompts_of(classes, table, config.data.templates)
     needed = "teacher" in method.needs or config.store is not None
+    asks = config.teacher is not None
+    recorded_views.check(options, splits.source, store, config.embed, has_teacher=asks)
     teacher, info = embedding.introduce(config.teacher, store, needed=needed, config=config.embed)
-    recorded_views.check(
-        options, splits.source, store, config.embed, has_teacher=teacher is not None
-    )
     if info is not None:
         asked = "captions" in method.needs_with(options)
         captions = captions_of(splits.source) if asked else ()

@@ -304,7 +304,7 @@ def test_a_constant_feature_is_left_alone() -> None:
 
 @pytest.mark.parametrize(
     ("labels", "message"),
-    [([0, 0, 0], "of one"), ([0, 1], "too few to learn")],
+    [([0, 0, 0], "these 3 do not"), ([0, 1], "too few to learn")],
 )
 def test_too_little_is_refused(labels, message) -> None:
     features = np.random.default_rng(0).normal(size=(len(labels), 4))

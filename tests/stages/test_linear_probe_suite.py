@@ -11,6 +11,7 @@ from attar.data.table import ImageTable
 from attar.errors import UsageError
 from attar.evaluation.linear_probe_config import LinearProbeConfig
 from attar.records import Record
+from attar.report.tables import NOTHING, three_way_table
 from attar.run import DataConfig
 from attar.stages.comparing import Comparison
 from attar.suites.config import SuiteConfig
@@ -134,6 +135,9 @@ def test_images_with_several_labels_are_probed_by_average_precision(
             assert record.num_images == 9
             assert set(record.metrics) <= {"map_11_points", "map_11_points_std"}
             assert 0 < record.metrics["map_11_points"] <= 1
+    shown = [line[2:] for line in three_way_table(records)[1:]]
+    assert shown
+    assert all(any(cell != NOTHING for cell in cells) for cells in shown)
     assert by_role(records, "linear_probe")["student"].extra["num_train"] == 15
     assert len(by_role(records, "linear_probe")["student"].extra["val_map_11_points"]) == 1
 

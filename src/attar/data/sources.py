@@ -314,6 +314,14 @@ def _label_sets(entries: Sequence[Entry], index_of: dict[str, int]) -> tuple[tup
     """Return the classes in each image; of no image when no source says several."""
     if all(entry.labels is None for entry in entries):
         return ()
+    unknown = sum(entry.labels is None and entry.label is None for entry in entries)
+    if unknown:
+        log.warning(
+            "%s of %s images say nothing of their labels and count as showing none of the classes, "
+            "since others have several",
+            f"{unknown:,}",
+            f"{len(entries):,}",
+        )
     return tuple(tuple(sorted(index_of[name] for name in _names(entry))) for entry in entries)
 
 

@@ -96,7 +96,9 @@ class TarIndex:
 
     def _save(self, file: Path, stamp: str) -> None:
         rows = [asdict(sample) for sample in self.samples]
-        table = pa.Table.from_pylist(rows, schema=_SCHEMA.with_metadata({"of": self.tar + stamp}))
+        table = pa.Table.from_pylist(
+            rows, schema=_SCHEMA.with_metadata({"of": _of(self.tar, stamp)})
+        )
         with atomic_path(file) as temporary:
             pq.write_table(table, temporary)
 
@@ -104,13 +106,18 @@ class TarIndex:
     def _load(cls, file: Path, tar: str, stamp: str) -> Self | None:
         try:
             table = pq.read_table(file, schema=None)
-            if table.schema.metadata[b"of"].decode() != tar + stamp:
+            if table.schema.metadata[b"of"].decode() != _of(tar, stamp):
                 return None
             rows = table.select(_SCHEMA.names).to_pylist()
         except (OSError, ValueError, KeyError, TypeError):
             return None  # an index can always be made again
         several = [{**row, "labels": row["labels"] and tuple(row["labels"])} for row in rows]
         return cls(tar=tar, samples=tuple(Sample(**row) for row in several))
+
+
+def _of(tar: str, stamp: str) -> str:
+    """Return what an index belongs to: this tar, unchanged, as this version reads it."""
+    return f"2 {tar} {stamp}"
 
 
 _NUMBERS = ("start", "end")
@@ -213,29 +220,55 @@ def _whole_samples(walk: _Walk) -> Iterator[_Group]:
 
     A label that stands apart from its image would be lost: the walk's `trouble` names it.
     """
+    apart = _Apart()
+    for key, group in _groups(walk):
+        if group:
+            apart.look_at(key, group)
+        if "" in group:
+            yield group
+    walk.trouble = walk.trouble or apart.trouble
+
+
+def _groups(walk: _Walk) -> Iterator[tuple[str, _Group]]:
+    """Yield the files that stand beside each other under one key."""
     group: _Group = {}
     before = None
-    has_image: dict[str, bool] = {}
-    apart: list[str] = []
     for key, extension, part in walk.parts():
-        if key != before:
-            if "" in group:
-                yield group
-            group, before = {}, key
-        if part is None:
-            continue
-        is_image = extension not in _TOLD_BY
-        if not group and key in has_image and not (is_image and has_image[key]):
-            apart.append(part.name)
-        has_image[key] = has_image.get(key, False) or is_image
-        group.setdefault("" if is_image else extension, part)
-    if walk.trouble is None and "" in group:
-        yield group
-    if walk.trouble is None and apart:
-        more = f" (and {len(apart) - 1:,} more)" if len(apart) > 1 else ""
-        walk.trouble = (
-            f"{apart[0]}{more} stands apart from the other files of its sample and was not read "
-            "with it: write the tar again, its names sorted"
+        if before is not None and key != before:
+            yield before, group
+            group = {}
+        before = key
+        if part is not None:
+            group.setdefault(extension if extension in _TOLD_BY else "", part)
+    if walk.trouble is None and before is not None:
+        yield before, group
+
+
+class _Apart:
+    """The samples whose image is in one place of a tar and what is told of it in another."""
+
+    def __init__(self) -> None:
+        self._has_image: dict[str, bool] = {}
+        self._names: list[str] = []
+
+    def look_at(self, key: str, group: _Group) -> None:
+        """Compare the files of a key with those that stood elsewhere."""
+        has_image, is_told = "" in group, any(extension in group for extension in _TOLD_BY)
+        before = self._has_image.get(key)
+        lost = before if not has_image else before is False and not is_told
+        if lost:
+            self._names.append(next(iter(group.values())).name)
+        self._has_image[key] = bool(before) or has_image
+
+    @property
+    def trouble(self) -> str | None:
+        """What is wrong, None for a tar in which nothing is apart."""
+        if not self._names:
+            return None
+        more = f" (and {len(self._names) - 1:,} more)" if len(self._names) > 1 else ""
+        return (
+            f"{self._names[0]}{more} stands apart from the other files of its sample and was not "
+            "read with it: write the tar again, its names sorted"
         )
 
 

@@ -37,9 +37,7 @@ from attar.evaluation.probe_labels import (
     can_be_learnt,
     can_be_measured,
     draw_folds,
-    likelihood,
-    measure_of,
-    metrics_of,
+    totals,
 )
 
 WEIGHT_DECAYS = np.logspace(-6, 6, 97)
@@ -118,9 +116,11 @@ def learn_probe(
     """
     x, y = as_array(features).astype(np.float64), as_labels(labels)
     if not can_be_learnt(y):
-        raise UsageError(f"a probe needs images of two classes or more; {len(y)} are of one")
+        raise UsageError(f"a probe needs images that tell classes apart; these {len(y)} do not")
     space = _Coordinates(x)
     z, (weight, bias) = space.into(x), space.start_of(start)
+    if y.ndim == 2:
+        bias = _biases_of_frequency(z, weight, y)
     solver = solver_of(config, x.shape, starts_at_zero=not start.weight.any())
     fit, rates = _fit_with(solver, weight, bias, config, config.search_epochs, seed)
     folds = _folds(y, validation, seed, thorough)
@@ -205,12 +205,26 @@ def _folds(
         folds = draw_folds(labels, seed)
         masks = [folds == number for number in range(FOLDS if thorough else 1)]
     masks = [m for m in masks if can_be_measured(labels[m]) and can_be_learnt(labels[~m])]
+    if not masks and validation is not None:
+        raise UsageError(
+            f"none of the {int(validation.sum())} validation images shows a class, or the others "
+            "tell no classes apart: name other images for the split val, or none"
+        )
     if not masks:
         raise UsageError(
             f"{len(labels)} images are too few to learn from some and choose by others; give two "
             "or more of a class"
         )
     return masks
+
+
+def _biases_of_frequency(z: Floats, weight: Floats, shown: Labels) -> Floats:
+    """Return biases [C] with which each class is on average as likely as it is frequent.
+
+    A sigmoid that starts at text would say yes to everything: cosines with texts are positive.
+    """
+    share = (shown.sum(axis=0) + 1) / (len(shown) + 2)
+    return np.asarray(np.log(share / (1 - share)) - (z @ weight.T).mean(axis=0))
 
 
 def _score(
@@ -222,18 +236,17 @@ def _score(
 ) -> list[tuple[float, float]]:
     """Return (accuracy, mean log-likelihood) of each setting on held-back images, over all folds.
 
-    Equal accuracies are told apart by the likelihood. Each fold counts by its images.
+    Of images with several classes the first is the mean average precision, of each fold by its
+    images. Equal ones are told apart by the likelihood.
     """
-    totals = np.zeros((len(settings), 2))
+    sums = np.zeros((len(settings), 2))
     for held_back in folds:
         found = fit(z[~held_back], labels[~held_back], settings)
         rows, wanted = z[held_back], labels[held_back]
         for number, (weight, bias) in enumerate(zip(*found, strict=True)):
-            logits = rows @ weight.T + bias
-            right = metrics_of(logits, wanted)[measure_of(wanted)]
-            totals[number] += len(wanted) * np.array([right, likelihood(logits, wanted)])
-    totals /= sum(int(mask.sum()) for mask in folds)
-    return [(float(accuracy), float(likely)) for accuracy, likely in totals]
+            sums[number] += totals(rows @ weight.T + bias, wanted)
+    sums /= sum(int(mask.sum()) for mask in folds)
+    return [(float(right), float(likely)) for right, likely in sums]
 
 
 class _Coordinates:

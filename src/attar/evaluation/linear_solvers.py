@@ -20,7 +20,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
-from attar.evaluation.metrics import Floats
+from attar.evaluation.metrics import Floats, Indices
 from attar.evaluation.probe_labels import Labels
 
 _MOMENTUM = 0.9
@@ -51,7 +51,7 @@ class Classifiers(NamedTuple):
 def fit_exactly(z: Floats, labels: Labels, num_classes: int, weight_decay: float) -> Classifiers:
     """Minimise J from W₀ = 0 with scikit-learn; return one classifier."""
     if labels.ndim == 1:
-        return fit_logistic(z, labels, num_classes, weight_decay)
+        return fit_logistic(z, labels.astype(np.int64), num_classes, weight_decay)
     weights, biases = np.zeros((1, num_classes, z.shape[1])), np.full((1, num_classes), -np.inf)
     for number, shown in enumerate(labels.T):
         if shown.all():
@@ -62,7 +62,7 @@ def fit_exactly(z: Floats, labels: Labels, num_classes: int, weight_decay: float
     return Classifiers(weights, biases)
 
 
-def fit_logistic(z: Floats, labels: Labels, num_classes: int, weight_decay: float) -> Classifiers:
+def fit_logistic(z: Floats, labels: Indices, num_classes: int, weight_decay: float) -> Classifiers:
     """Minimise J of one class an image from W₀ = 0 with scikit-learn; return one classifier.
 
     scikit-learn minimises ½ ‖W‖² + K Σ CE, so K = 1 / (λ N). Of two classes it learns only the

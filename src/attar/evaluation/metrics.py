@@ -97,16 +97,20 @@ def average_precision_11_points(scores: Array, positive: Array) -> float:
     """Return the average precision of scores [N] for rows that are positive [N], as in VOC 2007.
 
     AP = 1/11 Σ_{r in 0, 0.1, ..., 1} max precision at a recall of at least r (Everingham et al.
-    2010, eq. 1); equal scores keep their order.
+    2010, eq. 1). Equal scores are answers given together: in which order the rows come makes no
+    difference, and a constant score has the precision of guessing.
 
     Raises:
         AttarError: no positive row.
     """
-    is_positive = as_array(positive).astype(bool)[np.argsort(-_nonempty(scores), kind="stable")]
+    order = np.argsort(-_nonempty(scores), kind="stable")
+    values, is_positive = as_array(scores)[order], as_array(positive).astype(bool)[order]
     if not is_positive.any():
         raise AttarError("the average precision needs positive images")
+    ends = np.append(values[1:] != values[:-1], True)  # the last of each run of equal scores
     found = np.cumsum(is_positive)
     precision, recall = found / np.arange(1, len(found) + 1), found / found[-1]
+    precision, recall = precision[ends], recall[ends]
     # Recall is k / n exactly at the k-th positive: 1e-9 keeps 0.1 * 3 from missing 3/10.
     levels = np.linspace(0, 1, 11) - 1e-9
     return float(np.mean([precision[recall >= level].max() for level in levels]))

@@ -26,6 +26,7 @@ from attar.evaluation.metrics import Floats, unit
 from attar.evaluation.models import EvaluatedModel, Features
 from attar.evaluation.predictions import file_stem
 from attar.evaluation.probe_labels import (
+    can_be_learnt,
     can_be_measured,
     draw_shots,
     known_rows,
@@ -76,17 +77,25 @@ def possible_shots(data: ProbeData, config: LinearProbeConfig) -> list[int | Non
     """Return the numbers of shots that every class can give, and None for all images.
 
     Raises:
-        UsageError: nothing is left of what was asked.
+        UsageError: images that tell no classes apart, or nothing is left of what was asked.
     """
     table, labels, found = data.train, labels_of(data.train), []
+    if not can_be_learnt(labels[known_rows(labels)]):
+        raise UsageError(
+            f"a probe needs training images that tell classes apart; these {len(table):,} do not"
+        )
     for shots in config.shots:
         try:
-            draw_shots(labels, table.keys, shots, config.seeds[0])
-            found.append(shots)
+            drawn = draw_shots(labels, table.keys, shots, config.seeds[0])
         except UsageError:
             few, count = smallest_class(labels)
             said = (shots, table.class_names[few], count)
             _LOG.warning("%d shots are left out: %s has %d training images", *said)
+            continue
+        if can_be_learnt(labels[drawn]):
+            found.append(shots)
+        else:
+            _LOG.warning("%d shots are left out: those images tell no classes apart", shots)
     if not found and not config.full:
         raise UsageError(
             f"no class of the {len(table):,} training images has the {min(config.shots)} images "
@@ -119,8 +128,10 @@ def probe_model(
             logits = [one.probe.logits(_rows(answers.tested[split], answers)) for one in learnt]
             found = measure_logits(model, test, task_name(shots), logits, facts)
             for of_all in found[:1]:
-                score = 100 * of_all.metrics[measure_of(labels_of(test.table))]
-                _LOG.info("%s, %s on %s: %.1f %%", model.role, task_name(shots), split, score)
+                measure = measure_of(labels_of(test.table))
+                score = 100 * of_all.metrics[measure]
+                said = (model.role, task_name(shots), split, measure, score)
+                _LOG.info("%s, %s on %s: %s %.1f %%", *said)
             records += found
     return records
 
@@ -255,10 +266,11 @@ def _facts(
     config: LinearProbeConfig,
 ) -> dict[str, Any]:
     """Return how the probes of a setting came to be, one value a seed where seeds differ."""
+    counts = [one.num_images for one in learnt]
     return {
         "shots": shots,
         "seeds": list(seeds),
-        "num_train": learnt[0].num_images,
+        "num_train": counts[0] if len(set(counts)) == 1 else counts,
         "features": answers.kind,
         "start": config.start,
         "solver": learnt[0].solver,

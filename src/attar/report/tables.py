@@ -34,6 +34,7 @@ COST = "cost"
 """Parameters, size and latency: `attar.report.costs` shows them."""
 METRICS = {
     "acc1_std": "± over seeds",
+    "map_11_points_std": "± over seeds",
     "mean_per_class_recall": "mean per class",
     "ece": "calibration error",
     "agreement": "agreement with teacher",
@@ -45,6 +46,7 @@ METRICS = {
 HEADLINES = {
     "score": "score by each data set's own metric",
     "acc1": "accuracy",
+    "map_11_points": "mean average precision",
     "agreement": "agreement with the teacher",
 }
 """The metric that a table shows per domain, in words: the first that it has."""

@@ -28,7 +28,8 @@ def check(
     keys = [*source.train.keys, *source.few_shot.keys]
     store = Store.open(store_path) if (store_path / "store.json").is_file() else None
     if store is None or not store.views_with(keys):
+        way_out = "--embed.views 4" if has_teacher else "--teacher and --embed.views 4"
         raise UsageError(
-            f"--method.views same needs recorded views of all {len(keys):,} training images, and "
-            f"{store_path} has none: give --embed.views 4"
+            f"--method.views same needs a recorded view of all {len(keys):,} training images, and "
+            f"{store_path} has none: give {way_out}"
         )
