@@ -69,15 +69,17 @@ def test_a_killed_request_is_counted_and_may_be_sent_again_unchanged(tmp_path: P
     assert (after.asked, after.unsure) == (0, 0)
 
 
-def test_the_budget_ends_and_a_probe_may_use_the_last_query(tmp_path: Path) -> None:
+def test_the_budget_ends_and_only_a_last_probe_may_use_the_last_query(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path, 5)
     assert ledger.reserve("image", list("abc")).items == tuple("abc")
     assert ledger.reserve("image", list("def")).items == ("d",)
     with pytest.raises(BudgetSpent, match="budget of 5 queries is spent: 0 paid, 4 perhaps"):
         ledger.reserve("image", ["e"])
-    ledger.reserve("image probe", [""])
+    with pytest.raises(BudgetSpent):  # of a client that comes late
+        ledger.reserve("image probe", [""])
+    ledger.reserve("image last probe", [""])
     with pytest.raises(BudgetSpent):
-        ledger.reserve("text probe", [""])
+        ledger.reserve("text last probe", [""])
     assert Ledger(tmp_path, 7).reserve("image", ["e", "f"]).items == ("e",)
 
 
@@ -85,7 +87,7 @@ def _spend(folder: Path, paid: bool) -> None:
     ledger = Ledger(folder, 100)
     try:
         while True:
-            held = ledger.reserve("image probe", ["x", "y", "z"])
+            held = ledger.reserve("image last probe", ["x", "y", "z"])
             if paid:
                 ledger.paid(held, {})
     except BudgetSpent:

@@ -158,8 +158,9 @@ def test_a_budget_of_money(client: Client, make_images: Callable, tmp_path: Path
     assert Store.open(tmp_path / "store").num_images == 25 - 4 - 1
 
 
+@pytest.mark.parametrize("late", [False, True])
 def test_two_clients_of_one_store_share_its_budget(
-    client: Client, make_images: Callable, tmp_path: Path
+    client: Client, make_images: Callable, tmp_path: Path, late: bool
 ) -> None:
     tables = [make_images(60), make_images(60, "others", 100)]
     store, stopped = tmp_path / "store", []
@@ -172,10 +173,14 @@ def test_two_clients_of_one_store_share_its_budget(
             teacher.encode_images(pixels)
         except Unanswered as error:
             stopped.append(error.cause)
+        except BudgetSpent as error:  # spent by the other before this one met the teacher
+            stopped.append(error)
 
     threads = [threading.Thread(target=ask, args=(table,)) for table in tables]
     for thread in threads:
         thread.start()
+        if late:
+            thread.join()
     for thread in threads:
         thread.join()
     assert [type(cause) for cause in stopped] == [BudgetSpent, BudgetSpent]

@@ -29,15 +29,13 @@ from attar.errors import AttarError
 from attar.files import atomic_path, read_json, sync_folder, write_json
 from attar.store.layout import StoreInfo
 from attar.teachers.base import TeacherInfo
-from attar.teachers.remote_asking import BudgetSpent, Reservation, Row
+from attar.teachers.remote_asking import LAST_PROBE, BudgetSpent, Reservation, Row
 
 LEDGER = "ledger.jsonl"
 ANSWERS = "answers"
 PROBES = "probes.json"
-PROBE = "probe"
-"""End of the kind of a request that asks a probe."""
 KEPT_BACK = 1
-"""Queries of a budget that only a probe may use: answers are committed after a last probe."""
+"""Queries of a budget that only a last probe may use: no answer is committed without one."""
 
 
 class Ledger:
@@ -95,7 +93,7 @@ class Ledger:
         with self._changing():
             room = len(items)
             if self._limit is not None:
-                kept_back = 0 if kind.endswith(PROBE) else KEPT_BACK
+                kept_back = 0 if kind.endswith(LAST_PROBE) else KEPT_BACK
                 room = min(room, self._limit - self.asked - kept_back)
             if room <= 0:
                 raise BudgetSpent(self._spent())

@@ -19,7 +19,16 @@ from attar.http import NoAnswer
 from attar.teachers.base import TeacherInfo, Towers, Unanswered
 from attar.teachers.loading import TeacherSpec
 from attar.teachers.remote_address import Address, read_facts
-from attar.teachers.remote_asking import Account, Asker, Kind, Pace, Row, request_document
+from attar.teachers.remote_asking import (
+    LAST_PROBE,
+    PROBE,
+    Account,
+    Asker,
+    Kind,
+    Pace,
+    Row,
+    request_document,
+)
 from attar.teachers.remote_images import PROBE_TEXT, SendPrepare, encode_image, probe_image
 from attar.teachers.remote_shapes import SHAPES
 
@@ -133,7 +142,7 @@ class RemoteTeacher:
             return
         asker = self._open()
         try:
-            self._check_probe(asker, kind)
+            self._check_probe(asker, kind, LAST_PROBE)
         except TeacherChanged:
             for digests in self._unconfirmed.values():
                 asker.account.forget(list(digests))
@@ -179,14 +188,14 @@ class RemoteTeacher:
         """Compare the model with the one that the store knows; the first time, meet it."""
         if asker.account.place not in self._checked_for:
             for kind in self.kinds:
-                self._check_probe(asker, kind)
+                self._check_probe(asker, kind, PROBE)
             self._checked_for.add(asker.account.place)
 
-    def _check_probe(self, asker: Asker, kind: Kind) -> None:
+    def _check_probe(self, asker: Asker, kind: Kind, which: str) -> None:
         known = asker.account.probes().get(kind)
-        row = self._ask_probe(asker, kind)
+        row = self._ask_probe(asker, kind, which)
         if known is None:
-            again = self._ask_probe(asker, kind)
+            again = self._ask_probe(asker, kind, which)
             if not _cosine(row, again) >= PROBE_COSINE:
                 raise AttarError(
                     f"{self.name} gave two different answers to the same {kind} (cosine "
@@ -206,9 +215,9 @@ class RemoteTeacher:
             return PROBE_TEXT.encode()
         return self.image_question(self.prepare(probe_image()))
 
-    def _ask_probe(self, asker: Asker, kind: Kind) -> Row:
+    def _ask_probe(self, asker: Asker, kind: Kind, which: str) -> Row:
         try:
-            return asker.ask_one(kind, f"{kind} probe", self._probe(kind))
+            return asker.ask_one(kind, f"{kind} {which}", self._probe(kind))
         except NoAnswer as error:
             raise AttarError(
                 f"{self.name} gives no answer to the probe {kind}: {error}; run the same command "

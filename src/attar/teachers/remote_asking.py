@@ -22,6 +22,8 @@ Row = NDArray[np.float32]
 
 PATIENCE = 5
 """Requests in a row without an answer after which the server is given up."""
+PROBE, LAST_PROBE = "probe", "last probe"
+"""Ends of the label of a request with a probe: when a run begins, and before a commit."""
 
 
 class BudgetSpent(AttarError):
