@@ -10,6 +10,7 @@ from torchvision import transforms
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.functional import pil_to_tensor
 
+from attar.data.random_convolution import RandomConvolution
 from attar.data.views import AUGMENTATIONS, RESAMPLING, Recipe, RecordedView, find_recipe
 from attar.errors import UsageError, unknown_name
 
@@ -29,12 +30,18 @@ Transform = Callable[[Image.Image], Tensor]
 _SQUASHED = 256 / 224
 """Li et al. squash every image to this many times the student's size before they crop."""
 
-TRAINING_ONLY: dict[str, tuple[Any, ...]] = {
+SQUASHING: dict[str, tuple[Any, ...]] = {
     "li2023": (),
     "li2023-randaugment": (transforms.RandAugment(num_ops=2, magnitude=9),),
 }
 """Augmentations of Li et al. (ICCV 2023) that no recorded view can tell again -> what comes between
 the squashing and the crop; the second is for their ViT students."""
+
+RETEXTURING: dict[str, tuple[str, RandomConvolution]] = {
+    "domainbed-randconv": ("domainbed", RandomConvolution()),
+}
+"""Augmentations that change texture too, which no recorded view can tell again -> the recipe that
+comes first, and what the image goes through then."""
 
 
 def train_transform(name: str, size: int) -> Transform:
@@ -48,17 +55,20 @@ def train_transform(name: str, size: int) -> Transform:
         UsageError: unknown name or a size below 1.
     """
     _check_size(size)
-    if name in TRAINING_ONLY:
+    if name in SQUASHING:
         squashed = round(size * _SQUASHED)
         return transforms.Compose(
             [
                 transforms.Resize((squashed, squashed)),
-                *TRAINING_ONLY[name],
+                *SQUASHING[name],
                 transforms.RandomResizedCrop(size),
                 transforms.RandomHorizontalFlip(0.5 if name == "li2023" else 0.0),
                 pil_to_tensor,
             ]
         )
+    if name in RETEXTURING:
+        base, retexture = RETEXTURING[name]
+        return transforms.Compose([train_transform(base, size), retexture])
     recipe = find_recipe(name)
     if name == "none":
         return eval_transform(size, crop_pct=1.0, interpolation=recipe.interpolation)

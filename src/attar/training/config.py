@@ -64,9 +64,16 @@ class TrainingConfig:
     sampler: Literal["uniform", "shards", "per-domain", "half-few-shot"] = "uniform"
     """How a batch is drawn from the training images; `shards` reads tars one after the other."""
     augmentation: Literal[
-        "none", "domainbed", "flip-crop", "imagenet", "li2023", "li2023-randaugment"
+        "none",
+        "domainbed",
+        "domainbed-randconv",
+        "flip-crop",
+        "imagenet",
+        "li2023",
+        "li2023-randaugment",
     ] = "domainbed"
-    """What the student's images go through."""
+    """What the student's images go through; `domainbed-randconv` adds random convolutions, which
+    change textures and keep shapes (Xu et al., ICLR 2021)."""
     shared_augmentation: bool = False
     """Draw one crop and flip for the whole batch, as the official code of Li et al. does; the
     images then need one size, as `li2023` gives them."""
