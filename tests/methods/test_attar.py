@@ -132,6 +132,9 @@ def test_one_phase_over_all_steps_from_a_fitted_projection() -> None:
     assert isinstance(phase.objective, AttarObjective)
     assert phase.objective.scale == SCALE
     assert method.student == {"projection": "fitted"}
+    assert phase.interpolation == 1
+    (drawn_back,) = method.phases(AttarOptions(interpolation=0.7), 30, sizes)
+    assert drawn_back.interpolation == 0.7
 
 
 @pytest.mark.parametrize(
@@ -141,6 +144,8 @@ def test_one_phase_over_all_steps_from_a_fitted_projection() -> None:
         ({"scores": float("inf")}, "--method.scores inf"),
         ({"label_share": 1.5}, "--method.label-share 1.5"),
         ({"temperature": 0.0}, "--method.temperature 0.0"),
+        ({"interpolation": 0.0}, "--method.interpolation 0.0"),
+        ({"interpolation": 1.1}, "--method.interpolation 1.1"),
         ({"image": 0.0, "text": 0.0, "scores": 0.0, "geometry": 0.0}, "all other weights are 0"),
     ],
 )

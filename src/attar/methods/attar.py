@@ -9,7 +9,8 @@ ridge solution of the projection, which costs no step. L_scores = KL(q ‖ softm
 proximity to the class names (arXiv 2307.03135) with the label in its target,
 q = λ onehot(y) + (1 - λ) softmax(cos(v, t) / τ). L_geometry = 2 KL(softmax(cos(v, v') / τ) ‖
 softmax(cos(s, v') / τ)) over the batch's images v' is the pseudo score of DIME-FM
-(arXiv 2303.18232). What each is worth was measured on emoji before any other data:
+(arXiv 2303.18232). The weights may at the end be drawn back towards the start, which the fitted
+projection has made a student by itself (WiSE-FT, arXiv 2109.01903). What each is worth was measured on emoji before any other data:
 docs/results/own-entry.md.
 """
 
@@ -43,6 +44,9 @@ class AttarOptions:
     """λ, the label's share in the target of the scores; an unlabelled image has the teacher's."""
     temperature: float = 0.07
     """τ, which divides the cosines of both divergences."""
+    interpolation: float = 1.0
+    """α of WiSE-FT: the student becomes (1 - α) its start + α what training reached; 1: the
+    latter."""
     views: Views = "clean"
     """What the teacher saw of each image: see `vl2v-adip`."""
 
@@ -53,6 +57,7 @@ class AttarOptions:
         require(any(weights.values()), "image", self.image, "above 0 when all other weights are 0")
         require(0 <= self.label_share <= 1, "label_share", self.label_share, "in 0 ... 1")
         require(0 < self.temperature < math.inf, "temperature", self.temperature, "above 0")
+        require(0 < self.interpolation <= 1, "interpolation", self.interpolation, "above 0 and at most 1")
 
 
 class AttarObjective(Objective):
@@ -127,6 +132,7 @@ def _phases(options: AttarOptions, total_steps: int, sizes: Sizes) -> tuple[Phas
             trainable="all",
             steps=total_steps,
             views=options.views,
+            interpolation=options.interpolation,
         ),
     )
 
