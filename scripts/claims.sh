@@ -10,7 +10,7 @@
 # a GPU count 4 GB a cell.
 set -euo pipefail
 
-grid=${1:?name a grid: pacs entry strict few-images white-box emoji emoji-seeds scratch one-task \
+grid=${1:?name a grid: pacs nested entry strict few-images white-box emoji emoji-seeds scratch one-task \
 foundation tenth}
 jobs=${2:-2}
 results=docs/results
@@ -65,6 +65,22 @@ pacs)  # unseen domains: all methods with one seed, then three seeds where the c
     domains "${pocket[@]}" --methods kd --methods simkd --methods miro --methods rise \
         --methods scmd --methods text2concept --methods linear-probe --methods lp-ft
     domains "${pocket[@]}" "${seeds[@]}"
+    ;;
+nested)  # what the second entry was chosen from: no grid sees the domain that it leaves out
+    nested_splits=(art_painting-photo cartoon-sketch photo-art_painting sketch-cartoon)
+    odd_half
+    for split in "${nested_splits[@]}"; do
+        left_out=${split%-*} held_out=${split#*-}
+        mkdir -p "runs/nested/without-$left_out"
+        for domain in art_painting cartoon photo sketch; do
+            [[ $domain == "$left_out" ]] ||
+                ln -sfn "../../pacs-odd/$domain" "runs/nested/without-$left_out/$domain"
+        done
+        attar bench domains --data "runs/nested/without-$left_out" --domains "$held_out" \
+            --student.image-size 128 --training.batch-size 32 "${budget[@]}" "${lite0[@]}" \
+            --teacher pocket --methods vl2v-adip --variants $results/own-entry/nested.yaml \
+            --lrs 1e-3 --out "runs/nested/$split" --results "$results/own-entry/nested/$split"
+    done
     ;;
 entry)
     domains unseen-domains-pacs runs/pacs "${lite0[@]}" --teacher pocket --methods vl2v-adip \
