@@ -123,8 +123,9 @@ def test_shots_show_every_class_often_enough_and_grow_into_more_shots() -> None:
     assert shown[sorted(few)].sum(axis=0).min() >= 5
     # No image could be left out: each was drawn for a class that lacked one.
     assert len(few) <= 5 * CLASSES
-    rare, count = smallest_class(shown)
+    rare, count = smallest_class(shown, keys)
     assert (rare, count) == (2, int(shown[:, 2].sum()))
+    assert smallest_class(np.array([0, 0, 0, 1, 1]), ["a", "a", "a", "b", "c"]) == (0, 1)
     with pytest.raises(UsageError, match=f"class 2 has {count} images"):
         draw_shots(shown, keys, count + 1, seed=0)
 

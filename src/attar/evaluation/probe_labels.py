@@ -121,10 +121,13 @@ def draw_shots(labels: Labels, keys: Sequence[str], shots: int, seed: int) -> In
     return np.sort(list(drawn)).astype(np.int64)
 
 
-def smallest_class(labels: Labels) -> tuple[int, int]:
-    """Return the class with the fewest images among those with any, and how many it has."""
-    shown = [label for row in range(len(labels)) for label in _classes(labels, row)]
-    classes, counts = np.unique(shown, return_counts=True)
+def smallest_class(labels: Labels, keys: Sequence[str]) -> tuple[int, int]:
+    """Return the class with the fewest images among those with any, and how many it has.
+
+    Equal keys are one image, as `draw_shots` has it.
+    """
+    shown = {(label, key) for row, key in enumerate(keys) for label in _classes(labels, row)}
+    classes, counts = np.unique([label for label, _ in shown], return_counts=True)
     return int(classes[counts.argmin()]), int(counts.min())
 
 

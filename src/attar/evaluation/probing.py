@@ -88,7 +88,7 @@ def possible_shots(data: ProbeData, config: LinearProbeConfig) -> list[int | Non
         try:
             drawn = draw_shots(labels, table.keys, shots, config.seeds[0])
         except UsageError:
-            few, count = smallest_class(labels)
+            few, count = smallest_class(labels, table.keys)
             said = (shots, table.class_names[few], count)
             _LOG.warning("%d shots are left out: %s has %d training images", *said)
             continue
