@@ -10,8 +10,8 @@ proximity to the class names (arXiv 2307.03135) with the label in its target,
 q = λ onehot(y) + (1 - λ) softmax(cos(v, t) / τ). L_geometry = 2 KL(softmax(cos(v, v') / τ) ‖
 softmax(cos(s, v') / τ)) over the batch's images v' is the pseudo score of DIME-FM
 (arXiv 2303.18232). The weights may at the end be drawn back towards the start, which the fitted
-projection has made a student by itself (WiSE-FT, arXiv 2109.01903). What each is worth was measured on emoji before any other data:
-docs/results/own-entry.md.
+projection has made a student by itself (WiSE-FT, arXiv 2109.01903). What the terms are worth was
+measured on emoji before any other data: docs/results/own-entry.md.
 """
 
 import math
@@ -57,7 +57,8 @@ class AttarOptions:
         require(any(weights.values()), "image", self.image, "above 0 when all other weights are 0")
         require(0 <= self.label_share <= 1, "label_share", self.label_share, "in 0 ... 1")
         require(0 < self.temperature < math.inf, "temperature", self.temperature, "above 0")
-        require(0 < self.interpolation <= 1, "interpolation", self.interpolation, "above 0 and at most 1")
+        share = self.interpolation
+        require(0 < share <= 1, "interpolation", share, "above 0 and at most 1")
 
 
 class AttarObjective(Objective):
