@@ -8,6 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from attar.config import to_plain
 from attar.data.classes import ClassList, read_class_list
 from attar.data.domainbed import make_domainbed_splits
@@ -15,7 +17,7 @@ from attar.data.samplers import make_sampler
 from attar.data.shards import is_tars
 from attar.data.splits import Splits, make_splits, with_train_share
 from attar.data.table import ImageTable
-from attar.errors import UsageError
+from attar.errors import AttarError, UsageError
 from attar.evaluation.tasks import find_task
 from attar.export.config import ExportConfig
 from attar.methods.base import Method
@@ -196,7 +198,11 @@ def check_needs(
 
 @contextmanager
 def logging_to(run: RunFolder) -> Iterator[None]:
-    """Copy everything attar says, tracebacks included, to RUN/train.log."""
+    """Copy everything attar says, tracebacks included, to RUN/train.log.
+
+    Raises:
+        AttarError: the accelerator's memory ran out.
+    """
     logger = logging.getLogger("attar")
     handler = logging.FileHandler(run.path / "train.log", encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
@@ -207,7 +213,14 @@ def logging_to(run: RunFolder) -> Iterator[None]:
         # To the file alone: on stderr one readable line is enough.
         place = (logger.name, logging.ERROR, __file__, 0)
         handler.handle(logger.makeRecord(*place, "the run failed", (), sys.exc_info()))
-        error.add_note(f"traceback: {run.path / 'train.log'}")
+        where = f"traceback: {run.path / 'train.log'}"
+        if isinstance(error, torch.OutOfMemoryError):
+            raise AttarError(
+                f"the accelerator's memory ran out ({where}): in a grid give fewer --jobs, and it "
+                "goes on; or, into another folder, a smaller --training.batch-size or "
+                "--student.image-size"
+            ) from error
+        error.add_note(where)
         raise
     finally:
         logger.removeHandler(handler)
