@@ -1,7 +1,6 @@
 """Wrong use gets one line that names the value and the way out, before anything is computed."""
 
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -10,41 +9,7 @@ from pathlib import Path
 import huggingface_hub.constants
 import pytest
 from tests.cli.commands import Give, Outcome, World
-
-COMPUTED = ("store.json", "config.yaml", "student", "model.onnx", "results.jsonl", "metrics.jsonl")
-
-
-def refused(outcome: Outcome, *, names: str, way_out: str) -> str:
-    """Check that a command was refused in one line; return it."""
-    lines = outcome.err.splitlines()
-    assert len(lines) == 1, outcome.err
-    assert lines[0].startswith("attar: ")
-    assert names in lines[0], lines[0]
-    assert re.search(way_out, lines[0]), lines[0]
-    assert "Traceback" not in lines[0]
-    assert outcome.status == 2
-    assert outcome.out == ""
-    return lines[0]
-
-
-def nothing_computed(folder: Path) -> None:
-    found = {path.name for path in folder.rglob("*")} if folder.exists() else set()
-    assert not found & set(COMPUTED), found
-
-
-def request_of(world: World, out: Path, **changes: object) -> list[str]:
-    """Return a sound `attar distill` with some options changed (None leaves one out)."""
-    options: dict[str, object] = {
-        "data": world.flat,
-        "teacher": world.teacher,
-        "student": "mobilenetv3_small_050",
-        "student.image-size": 32,
-        "method": "feature-mse",
-        "out": out,
-        **{name.replace("__", ".").replace("_", "-"): value for name, value in changes.items()},
-    }
-    return ["distill", *(f"--{name}={v}" for name, v in options.items() if v is not None)]
-
+from tests.cli.refusals import nothing_computed, refused, request_of
 
 NEAREST = "did you mean '{}'"
 
