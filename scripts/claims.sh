@@ -66,7 +66,7 @@ pacs)  # unseen domains: all methods with one seed, then three seeds where the c
         --methods scmd --methods text2concept --methods linear-probe --methods lp-ft
     domains "${pocket[@]}" "${seeds[@]}"
     ;;
-nested)  # what the second entry was chosen from: no grid sees the domain that it leaves out
+nested)  # for the second entry: what is chosen for a domain never saw it, for training or for test
     nested_splits=(art_painting-photo cartoon-sketch photo-art_painting sketch-cartoon)
     odd_half
     for split in "${nested_splits[@]}"; do
@@ -132,7 +132,7 @@ scratch)
         --rows classification+image-contrastive+proximity+descriptions
     ;;
 one-task)
-    [[ -e flickr8k-captions.txt ]] || ln -s "${SENTENCES:?}" flickr8k-captions.txt
+    [[ -e flickr8k-captions.txt ]] || ln -s "$(realpath "${SENTENCES:?}")" flickr8k-captions.txt
     classes one-task "${lite0[@]}" --student.image-size 96 "${seeds[@]}" --rows closed-set \
         --rows classification+image-contrastive+proximity --methods vl2v-adip --methods attar \
         --methods feature-mse --methods kd --variants $results/one-task/variants.yaml

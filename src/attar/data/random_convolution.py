@@ -16,12 +16,13 @@ class RandomConvolution:
 
     With probability `probability`, x becomes α x + (1 - α) (w * x) with α ~ U(0, 1), the kernel's
     side k drawn from `kernel_sizes` and its weights [3, 3, k, k] from N(0, 1 / (3 k²)), which keeps
-    the scale of x (arXiv 2007.13003, RC_mix). Draws from torch's global generator.
+    the scale of x (arXiv 2007.13003, RC_mix). The kernel is drawn for each image, and the paper's
+    consistency loss is not part of it. Draws from torch's global generator.
     """
 
     probability: float = 0.5
     kernel_sizes: tuple[int, ...] = (1, 3, 5, 7)
-    """Odd, in pixels of the image as it comes; the paper's are for 224 pixels."""
+    """Odd, in pixels of the image as it comes, whatever its size; the paper's."""
 
     def __call__(self, image: Tensor) -> Tensor:
         """Return uint8 [3, H, W] of the same size."""
