@@ -116,6 +116,16 @@ def test_stages(options: dict[str, object], expected: list[tuple[str, str, int]]
     assert [(phase.name, phase.trainable, phase.steps) for phase in found] == expected
 
 
+def test_only_distill_is_drawn_back_towards_its_start() -> None:
+    method = find_method("vl2v-adip")
+    given: dict[str, object]
+    for given, shares in ({}, [1, 1]), ({"interpolation": 0.5}, [1, 0.5]):
+        assert [phase.interpolation for phase in phases("vl2v-adip", given)] == shares
+    for share in (0.0, 1.5):
+        with pytest.raises(UsageError, match=f"--method.interpolation {share}: must be above 0"):
+            method_options(method, {"interpolation": share})
+
+
 def test_self_distillation_refines_the_whole_encoder_in_one_stage() -> None:
     (phase,) = phases("vl2v-sd")
     assert (phase.trainable, phase.steps, phase.interpolation) == ("all", 100, 1.0)

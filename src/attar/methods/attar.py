@@ -24,7 +24,14 @@ from torch import Tensor
 from attar.errors import AttarError
 from attar.losses import pseudo_score_distillation
 from attar.methods.base import Method, Objective, Phase, Sizes, Views
-from attar.methods.parts import NO_LABEL, class_mixture, labels_of, require, teacher_features
+from attar.methods.parts import (
+    ABOVE_0_TO_1,
+    NO_LABEL,
+    class_mixture,
+    labels_of,
+    require,
+    teacher_features,
+)
 from attar.types import Batch, Loss, Outputs
 
 
@@ -57,8 +64,7 @@ class AttarOptions:
         require(any(weights.values()), "image", self.image, "above 0 when all other weights are 0")
         require(0 <= self.label_share <= 1, "label_share", self.label_share, "in 0 ... 1")
         require(0 < self.temperature < math.inf, "temperature", self.temperature, "above 0")
-        share = self.interpolation
-        require(0 < share <= 1, "interpolation", share, "above 0 and at most 1")
+        require(0 < self.interpolation <= 1, "interpolation", self.interpolation, ABOVE_0_TO_1)
 
 
 class AttarObjective(Objective):

@@ -7,6 +7,8 @@ from attar.errors import AttarError, UsageError
 from attar.types import Batch
 
 NO_LABEL = -1
+ABOVE_0_TO_1 = "above 0 and at most 1"
+"""The range of a share that may be all and not nothing, for `require`."""
 
 
 def require(holds: bool, option: str, value: object, wanted: str) -> None:

@@ -24,7 +24,7 @@ from attar.methods.label_weight import (
     image_weights,
     weighted_alignment,
 )
-from attar.methods.parts import class_mixture
+from attar.methods.parts import ABOVE_0_TO_1, class_mixture, require
 from attar.types import Batch, Loss, Outputs
 
 Unlabelled = Literal["mixture", "image"]
@@ -44,6 +44,9 @@ class VL2VOptions:
     distill_trains: Literal["backbone", "all"] = "backbone"
     """What Distill trains: `backbone` keeps the aligned projection, `all` trains it too; with
     `--method.align-share 0` that is one stage instead of two."""
+    interpolation: float = 1.0
+    """α of WiSE-FT: the student becomes (1 - α) what Distill began with + α what it reached; 1:
+    the latter, as VL2V has it."""
     unlabelled: Unlabelled = "mixture"
     """Text target of an image without a label: `mixture`, the class features weighted by the
     teacher's own probabilities; `image`, none, its image feature alone."""
@@ -62,6 +65,7 @@ class VL2VOptions:
         check_label_weight(self.label_weight)
         if not 0 <= self.align_share < 1:
             raise UsageError(f"--method.align-share {self.align_share}: must be 0 or more, below 1")
+        require(0 < self.interpolation <= 1, "interpolation", self.interpolation, ABOVE_0_TO_1)
 
 
 class EmbeddingAlignment(Objective):
@@ -134,6 +138,7 @@ def _phases(options: VL2VOptions, total_steps: int, sizes: Sizes) -> tuple[Phase
         trainable=options.distill_trains,
         steps=total_steps - align_steps,
         views=options.views,
+        interpolation=options.interpolation,
     )
     return (align, distill) if align_steps else (distill,)
 
