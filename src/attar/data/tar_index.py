@@ -8,28 +8,25 @@ in a file of its own, so a listing that was killed goes on with the next tar.
 
 import hashlib
 import json
-import tarfile
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields
 from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO, Self
+from typing import Any, Self
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from attar.data.images import decode_image, is_image_name
 from attar.data.splits import SPLIT_NAMES
+from attar.data.tar_walk import TarPart, TarWalk
 from attar.errors import AttarError
 from attar.files import atomic_path, sha256_text
 from attar.members import fingerprint, open_tar
 
-_BLOCK = tarfile.BLOCKSIZE
 _AT_ONCE = 64
 """Samples in memory while they are decoded."""
-_PADDING = 1 << 16
-"""More zeros than programs write behind the last file of a tar: Python, GNU and BSD tar 10 kB."""
 _TOLD_BY = ("cls", "txt", "json")
 """Extensions of the files that say something of the image beside them."""
 
@@ -79,7 +76,7 @@ class TarIndex:
             if known is not None:
                 return known
             with open_tar(tar) as opened:
-                walk = _Walk(opened)
+                walk = TarWalk(opened)
                 groups = _whole_samples(walk)
                 samples: list[Sample] = []
                 while some := list(islice(groups, _AT_ONCE)):
@@ -131,91 +128,11 @@ _SCHEMA = pa.schema(
 )
 
 
-@dataclass
-class _Part:
-    """One file of a sample."""
-
-    name: str
-    start: int
-    data: bytes
-
-
-_Group = dict[str, _Part]
+_Group = dict[str, TarPart]
 """The files of one sample by extension; the image is at ""."""
 
 
-class _Walk:
-    """One pass over a tar's files; afterwards `trouble` says why it ended early, if it did."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self.trouble: str | None = None
-        self._file = file
-        self._end = 0
-
-    def parts(self) -> Iterator[tuple[str, str, _Part | None]]:
-        """Yield (key, extension, file) of every file, None for one that tells nothing.
-
-        The last one may be cut: `trouble` is set then.
-        """
-        try:
-            with tarfile.open(fileobj=self._file, mode="r:") as archive:
-                while (member := archive.next()) is not None:
-                    archive.members = []  # type: ignore[attr-defined]  # else it keeps them all
-                    # A member that is no file (a folder, a link) has no bytes of its own.
-                    size = member.size if member.isreg() else 0
-                    self._end = member.offset_data + -(-size // _BLOCK) * _BLOCK
-                    key, extension = _split(member.name)
-                    if not member.isreg() or _is_hidden(member.name):
-                        continue
-                    if extension not in _TOLD_BY and not is_image_name(f"x.{extension}"):
-                        yield key, extension, None
-                        continue
-                    self._file.seek(member.offset_data)
-                    data = self._file.read(size)
-                    if len(data) != size:
-                        self.trouble = f"it ends early, inside {member.name}"
-                    name = member.name.removeprefix("./")
-                    yield key, extension, _Part(name, member.offset_data, data)
-                    if self.trouble is not None:
-                        return
-        except tarfile.TarError as error:
-            self.trouble = self._not_a_tar() if not self._end else f"it ends early ({error})"
-            return
-        self.trouble = trouble_behind(self._file, self._end)
-
-    def _not_a_tar(self) -> str:
-        self._file.seek(0)
-        head = self._file.read(6)
-        if head.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")):
-            return "it is compressed, and images are read at any place of a tar: uncompress it"
-        return "it is not a tar" if head else "it is empty"
-
-
-def trouble_behind(file: BinaryIO, end: int) -> str | None:
-    """Say what is wrong behind the last file of a tar, which ends at byte `end`; None for a whole.
-
-    A whole tar ends in some blocks of zeros. Readers stop at the first of them, so a hole that a
-    broken download left, or a second tar written behind the first, would be lost in silence.
-    """
-    file.seek(end)
-    block = file.read(_BLOCK)
-    if len(block) < _BLOCK:
-        return f"it ends early, at byte {end + len(block):,}"
-    if block.strip(b"\0"):
-        return f"it is damaged at byte {end:,}"
-    padding = file.read(_PADDING)
-    more = padding.lstrip(b"\0")
-    if more:
-        place = end + _BLOCK + len(padding) - len(more)
-        return (
-            f"there is more behind its end mark, at byte {place:,}: damage, or several tars in one"
-        )
-    if len(padding) == _PADDING:
-        return f"there is nothing but zeros from byte {end:,} on, as in half a download"
-    return None
-
-
-def _whole_samples(walk: _Walk) -> Iterator[_Group]:
+def _whole_samples(walk: TarWalk) -> Iterator[_Group]:
     """Yield the samples that have an image; never the one in which a tar breaks off.
 
     A label that stands apart from its image would be lost: the walk's `trouble` names it.
@@ -229,19 +146,24 @@ def _whole_samples(walk: _Walk) -> Iterator[_Group]:
     walk.trouble = walk.trouble or apart.trouble
 
 
-def _groups(walk: _Walk) -> Iterator[tuple[str, _Group]]:
+def _groups(walk: TarWalk) -> Iterator[tuple[str, _Group]]:
     """Yield the files that stand beside each other under one key."""
     group: _Group = {}
     before = None
-    for key, extension, part in walk.parts():
-        if before is not None and key != before:
+    for part in walk.parts(_tells):
+        if before is not None and part.key != before:
             yield before, group
             group = {}
-        before = key
-        if part is not None:
-            group.setdefault(extension if extension in _TOLD_BY else "", part)
+        before = part.key
+        if _tells(part.extension):
+            group.setdefault(part.extension if part.extension in _TOLD_BY else "", part)
     if walk.trouble is None and before is not None:
         yield before, group
+
+
+def _tells(extension: str) -> bool:
+    """Whether a file of a sample is its image or says something of it."""
+    return extension in _TOLD_BY or is_image_name(f"x.{extension}")
 
 
 class _Apart:
@@ -272,26 +194,13 @@ class _Apart:
         )
 
 
-def _split(name: str) -> tuple[str, str]:
-    """Return (key, extension) of a member: the name up to the first dot of its last part."""
-    folder, slash, last = name.removeprefix("./").rpartition("/")
-    stem, _, extension = last.partition(".")
-    return folder + slash + stem, extension.lower()
-
-
-def _is_hidden(name: str) -> bool:
-    """Whether a member is what some systems add to a tar, such as ._0001.jpg."""
-    parts = name.removeprefix("./").split("/")
-    return any(part.startswith(".") or part == "__MACOSX" for part in parts)
-
-
 def _examined(group: _Group) -> Sample:
     """Hash and decode the image of a sample and read what stands beside it."""
     image = group[""]
     place: dict[str, Any] = {
         "name": image.name,
         "start": image.start,
-        "end": image.start + len(image.data),
+        "end": image.end,
     }
     try:
         image.name.encode()
@@ -305,7 +214,7 @@ def _examined(group: _Group) -> Sample:
     return Sample(**place, sha256=hashlib.sha256(image.data).hexdigest(), **told)
 
 
-def _told(group: Mapping[str, _Part]) -> dict[str, Any]:
+def _told(group: Mapping[str, TarPart]) -> dict[str, Any]:
     """Return the fields of a `Sample` that its files give; AttarError for one that is broken."""
     told: dict[str, Any] = {}
     for extension, read in _READERS.items():

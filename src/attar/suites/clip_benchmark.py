@@ -8,7 +8,6 @@ NAME/test/0.tar                                  KEY.jpg (png, webp) beside KEY.
 """
 
 import io
-import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from attar.data.table import ImageTable
-from attar.data.tar_index import trouble_behind
+from attar.data.tar_walk import TarPart, TarWalk
 from attar.errors import AttarError, UsageError
 from attar.members import Member
 from attar.prompts import get_templates, read_templates
@@ -148,44 +147,37 @@ def read_samples(tar: Path, *, several: bool = False) -> list[Sample]:
         AttarError: it is missing, compressed or ends early, or an image has no label beside it.
     """
     labelled_by = "npy" if several else "cls"
-    images: dict[str, tuple[str, int, int]] = {}
+    images: dict[str, TarPart] = {}
     labels: dict[str, bytes] = {}
-    end = 0
     try:
-        with tar.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as archive:
-            for member in archive:
-                key, extension = _split(member.name)
-                start = member.offset_data
-                if extension in _IMAGES:
-                    images[key] = (member.name, start, start + member.size)
-                elif extension == labelled_by:
-                    opened = archive.extractfile(member)
-                    labels[key] = opened.read() if opened else b""
-                end = start + -(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
-            # One cut between two members would pass for a short one.
-            trouble = trouble_behind(file, end)
-            if trouble is not None:
-                raise tarfile.ReadError(trouble)
-    except (OSError, tarfile.TarError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise AttarError(f"{tar} cannot be read ({reason}); download it again") from error
+        with tar.open("rb") as file:
+            walk = TarWalk(file)
+            for part in walk.parts(lambda extension: extension == labelled_by):
+                if part.extension in _IMAGES:
+                    images[part.key] = part
+                elif part.extension == labelled_by:
+                    labels[part.key] = part.data
+    except OSError as error:
+        raise AttarError(f"{tar} cannot be read ({error.strerror or error})") from error
+    if walk.trouble is not None:
+        raise AttarError(f"{tar} cannot be read: {walk.trouble}; download it again")
     alone = sorted(images.keys() - labels.keys())
     if alone:
         raise AttarError(
             f"{tar}: {len(alone):,} of {len(images):,} images have no .{labelled_by} beside them, "
-            f"first {images[alone[0]][0]}; download it again"
+            f"first {images[alone[0]].name}; download it again"
         )
     return [
-        Sample(tar=tar, image=name, start=start, end=end, label=labels[key], several=several)
-        for key, (name, start, end) in images.items()
+        Sample(
+            tar=tar,
+            image=part.name,
+            start=part.start,
+            end=part.end,
+            label=labels[key],
+            several=several,
+        )
+        for key, part in images.items()
     ]
-
-
-def _split(name: str) -> tuple[str, str]:
-    """Return (key, extension) of a member: its name up to the first dot of its last part."""
-    folder, slash, last = name.removeprefix("./").rpartition("/")
-    stem, _, extension = last.partition(".")
-    return folder + slash + stem, extension.lower()
 
 
 def _tars(split: Path) -> list[Path]:
