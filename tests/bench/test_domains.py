@@ -33,7 +33,7 @@ from attar.data.table import ImageTable
 from attar.errors import AttarError, UsageError
 from attar.files import read_json, sha256_file, write_json
 from attar.records import read_records
-from attar.run import DataConfig, from_options
+from attar.run import from_options
 from attar.students.config import StudentConfig
 from attar.training import feed
 
@@ -69,20 +69,6 @@ def grid(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FinishedGrid]:
         run_domains(base_config(root), grid_config(root), done.out)
     yield done
     torch.set_num_threads(threads)
-
-
-@pytest.fixture
-def ran(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Names of the cells that are run from here on."""
-    names: list[str] = []
-    distill = pipeline.distill
-
-    def noting(config: object, out: Path, **rest: object) -> Path:
-        names.append("/".join(out.parts[-3:]))
-        return distill(config, out, **rest)
-
-    monkeypatch.setattr(pipeline, "distill", noting)
-    return names
 
 
 @pytest.fixture
@@ -373,64 +359,3 @@ def test_results_of_another_configuration_are_refused_before_anything_runs(
     assert "student.image_size 32 there, 48 asked; training.steps 3 there, 4 asked" in message
     assert "choose another --results" in message
     assert ran == []
-
-
-REFUSED: dict[str, tuple[dict[str, object], dict[str, object], str]] = {
-    "method": ({}, {"methods": ("erm", "feature-mes")}, "'feature-mes': did you mean 'feature-mse"),
-    "domain": ({}, {"domains": ("art", "skech")}, "domain 'skech': did you mean 'sketch'"),
-    "domain of the learning rate": ({}, {"lr_domain": "foto"}, "'foto': did you mean 'photo'"),
-    "strict teacher": (
-        {},
-        {"strict_teacher": "pocket-without:{domain}s"},
-        "domain of a strict head 'arts'",
-    ),
-    "student": ({"student": "test_resnett"}, {}, "'test_resnett'.*'test_resnet'"),
-    # `erm` alone would not notice a teacher that the next method cannot use.
-    "teacher": ({"teacher": "poket"}, {}, "'poket'.*'pocket'"),
-    "no teacher": ({"teacher": None}, {}, "feature-mse needs a teacher: give --teacher"),
-}
-
-
-@pytest.mark.parametrize("case", REFUSED)
-def test_unknown_names_are_refused_before_anything_runs(
-    grid: FinishedGrid, ran: list[str], tmp_path: Path, case: str
-) -> None:
-    of_base, of_grid, message = REFUSED[case]
-    base = replace(base_config(grid.root), **of_base)
-    with pytest.raises(UsageError, match=message):
-        run_domains(base, grid_config(grid.root, **of_grid), tmp_path / "out")
-    assert ran == []
-    assert not (tmp_path / "out" / "cells").exists()
-
-
-@pytest.mark.parametrize("domains", ["none", "one"])
-def test_one_domain_cannot_be_left_out(
-    grid: FinishedGrid, ran: list[str], tmp_path: Path, domains: str
-) -> None:
-    folder = tmp_path / "pictures"
-    art = grid.root / "pictures" / "art"
-    shutil.copytree(art, folder if domains == "none" else folder / "art")
-    base = replace(base_config(grid.root), data=DataConfig(data=(folder,)))
-    with pytest.raises(UsageError, match="needs two or more domains"):
-        run_domains(base, grid_config(grid.root), tmp_path / "out")
-    assert ran == []
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"methods": ()}, "--methods must name at least one"),
-        ({"methods": ("erm", "erm")}, "--methods .* none twice"),
-        ({"seeds": (1, 1)}, "--seeds .* none twice"),
-        ({"lrs": ()}, "--lrs must name at least one"),
-        ({"lrs": (1e-3, -1e-3)}, "--lrs -0.001: must be above 0"),
-        ({"lrs": (float("nan"),)}, "--lrs nan: must be above 0"),
-        ({"strict_teacher": "pocket-without:{name}"}, r"without:\{name\}: write \{domain\}"),
-        ({"strict_teacher": "pocket-without:{"}, r"write \{domain\}"),
-    ],
-)
-def test_a_grid_that_means_nothing_is_refused(
-    tmp_path: Path, changes: dict[str, object], message: str
-) -> None:
-    with pytest.raises(UsageError, match=message):
-        grid_config(tmp_path, **changes)

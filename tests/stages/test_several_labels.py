@@ -13,6 +13,7 @@ from PIL import Image
 from safetensors.numpy import load_file
 from safetensors.torch import load_file as load_tensors
 from tests.doubles import make_openclip_folder
+from tests.stages.several_labels_reference import reference_metrics, reference_probabilities
 
 from attar import pipeline
 from attar.data.splits import SplitConfig
@@ -132,43 +133,6 @@ def found(run: Path, role: str = "student") -> dict[tuple[str, str], Record]:
     return {(record.split, record.extra["labels"]): record for record in records}
 
 
-# References, written from the equations
-
-
-def unit(rows):
-    return rows / np.linalg.norm(rows, axis=-1, keepdims=True)
-
-
-def reference_probabilities(regions, positive, negative, bias):
-    """Return [N, C] of regions [N, R, D] in float64."""
-    aggregated = []
-    for prompts in (positive, negative):
-        cosines = unit(regions) @ unit(prompts).T
-        weights = np.exp(cosines / TAU)
-        aggregated.append((weights / weights.sum(axis=1, keepdims=True) * cosines).sum(axis=1))
-    both = np.exp(np.array(aggregated) / TAU)
-    return np.clip(both[0] / both.sum(axis=0) + np.tanh(bias), 0, 1)
-
-
-def reference_metrics(predicted, targets):
-    jaccards, recalls, f1s = [], [], []
-    for guess, truth in zip(predicted.T, targets.T, strict=True):
-        right, wrong = (guess & truth).sum(), (guess & ~truth).sum()
-        missed = (~guess & truth).sum()
-        if right + wrong + missed:
-            jaccards.append(right / (right + wrong + missed))
-            f1s.append(2 * right / (2 * right + wrong + missed))
-        if right + missed:
-            recalls.append(right / (right + missed))
-    precision, recall = np.mean(jaccards), np.mean(recalls)
-    both = precision + recall
-    return (
-        (predicted == targets).mean(),
-        2 * precision * recall / both if both else 0,
-        np.mean(f1s),
-    )
-
-
 def truth_of(images: ImageTable, names: tuple[str, ...]):
     sets = [{images.class_names[i] for i in labels} for labels in images.label_sets]
     return np.array([[name in of for name in names] for of in sets])
@@ -192,7 +156,7 @@ def expected_of(run: Path, split: str) -> dict[str, np.ndarray]:
     regions = outputs.regions.double().numpy()
     bias = float(load_file(run / "objective.safetensors")["distill.bias"])
     positive, negative = (prompts[k].astype(np.float64) for k in ("positive", "negative"))
-    probabilities = reference_probabilities(regions, positive, negative, bias)
+    probabilities = reference_probabilities(regions, positive, negative, bias, TAU)
     names = ImageTable.load(run / "images.parquet").class_names
     return dict(zip(names, probabilities.T, strict=True))
 
