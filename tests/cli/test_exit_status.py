@@ -9,10 +9,12 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from tests.cli.commands import FAST, Give, World
 from tests.cli.processes import START, command, wait_until
 
 import attar
+from attar.cli import main as cli
 
 COMMANDS = (
     "distill",
@@ -193,3 +195,21 @@ def is_over(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
     except OSError:
         return True
+
+
+def test_memory_that_ran_out_is_one_line_with_the_way_on(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def app(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+
+    monkeypatch.setattr(cli, "app", app)
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["embed", "--data", "photos"])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert ended.value.code == 1
+    assert "memory ran out" in line
+    assert "--embed.batch-size" in line
+    log = Path(line.partition("traceback: ")[2].partition(")")[0])
+    assert "Tried to allocate 20.00 MiB" in log.read_text()
+    log.unlink()

@@ -163,6 +163,12 @@ def _say_what_went_wrong(error: BaseException) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     where = " ".join(getattr(error, "__notes__", ())) or f"traceback: {_write_traceback()}"
+    if type(error).__name__ == "OutOfMemoryError":  # PyTorch's, which is not imported for a name
+        _say(
+            f"the accelerator's memory ran out ({where}): give a smaller batch size (--batch-size, "
+            "--embed.batch-size or --evaluation.batch-size); what was finished is kept"
+        )
+        return 1
     _say(f"{type(error).__name__}: {error} ({where})")
     return 1
 
