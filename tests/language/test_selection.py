@@ -15,7 +15,7 @@ from attar.language import selection, selection_search
 from attar.language.selection import CHOSEN, FILLED, LOWER, REDUNDANT, choose, select, unit
 from attar.language.selection_config import SelectionConfig
 from attar.language.selection_output import write_selection
-from attar.language.selection_search import make_search
+from attar.language.selection_search import make_search, search_kind
 from attar.store.parts import part_of
 from attar.store.store import Store
 from attar.store.writer import StoreWriter
@@ -174,7 +174,7 @@ def test_faiss_finds_what_the_exact_search_finds() -> None:
     rng = np.random.default_rng(0)
     images, texts = (unit(rng.standard_normal((n, DIM))) for n in (900, 300))
     offsets = rng.random(900).astype(np.float32) / 10
-    exact, near = (make_search(images, offsets, 4, kind, 300) for kind in ("exact", "faiss"))
+    exact, near = (make_search(images, offsets, 4, kind) for kind in ("exact", "faiss"))
     values, found = exact(texts)
     some, where = near(texts)
     assert (where[:, 0] == found[:, 0]).mean() > 0.8
@@ -184,12 +184,29 @@ def test_faiss_finds_what_the_exact_search_finds() -> None:
 
 def test_faiss_that_is_not_there_is_named(monkeypatch) -> None:
     monkeypatch.setattr(selection_search.importlib.util, "find_spec", lambda name: None)
-    images, offsets = np.eye(3, dtype=np.float32), np.zeros(3, np.float32)
     with pytest.raises(UsageError, match=r"attar\[faiss\]"):
-        make_search(images, offsets, 2, "faiss", 10)
-    values, found = make_search(images, offsets, 2, "auto", 5_000_000)(images)
+        search_kind("faiss", 10)
+    assert search_kind("auto", 5_000_000) == "exact"
+    images, offsets = np.eye(3, dtype=np.float32), np.zeros(3, np.float32)
+    values, found = make_search(images, offsets, 2, "exact")(images)
     np.testing.assert_array_equal(found[:, 0], [0, 1, 2])
     np.testing.assert_array_equal(values[:, 0], 1)
+
+
+def test_parts_of_another_search_are_not_mixed_in(store, tmp_path, monkeypatch) -> None:
+    """As when faiss was installed between a kill and the next call."""
+    here = [None]
+    monkeypatch.setattr(selection_search.importlib.util, "find_spec", lambda name: here[0])
+    monkeypatch.setattr(selection_search, "APPROXIMATE_FROM", 1)
+    monkeypatch.setattr(selection_search, "_approximate", selection_search._exact)
+    select(store, store, config(), tmp_path)
+    parts = {part: part.stat().st_mtime_ns for part in tmp_path.glob("part-*.npz")}
+    select(store, store, config(), tmp_path)
+    assert {part: part.stat().st_mtime_ns for part in parts} == parts
+    here[0] = "faiss"
+    select(store, store, config(), tmp_path)
+    assert all(part.stat().st_mtime_ns > before for part, before in parts.items())
+    assert parts
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ on with the next. In memory stand 8 m bytes a sentence and D numbers an image.
 
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from attar.errors import UsageError
 from attar.files import atomic_path, check_writable, read_json, sha256_text, write_json
 from attar.language.selection_config import SelectionConfig
-from attar.language.selection_search import Search, make_search
+from attar.language.selection_search import Search, make_search, search_kind
 from attar.store.layout import CLEAN, check_teacher
 from attar.store.progress import Meter
 from attar.store.store import Store
@@ -100,10 +100,10 @@ def select(texts: Store, images: Store, config: SelectionConfig, work: Path) -> 
     check_writable(work, 2 * 4 * neighbours * texts.num_texts)
     anchors = _draw_anchors(texts, images, config)
     neighbours = min(neighbours, len(anchors.rows))
-    search = make_search(
-        anchors.features, anchors.offsets, neighbours, config.search, texts.num_texts
-    )
-    values, nearest = _compare(texts, search, neighbours, work, _plan(texts, images, config))
+    kind = search_kind(config.search, texts.num_texts)
+    search = make_search(anchors.features, anchors.offsets, neighbours, kind)
+    plan = _plan(texts, images, replace(config, search=kind))
+    values, nearest = _compare(texts, search, neighbours, work, plan)
     scores = _scores(values, nearest, anchors.offsets)
     said = _projection(texts, config.seed)
     chosen, fates = choose(scores, (values, nearest), said, config)

@@ -4,7 +4,7 @@ import importlib
 import importlib.util
 import logging
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from attar.errors import UsageError
 log = logging.getLogger(__name__)
 
 Floats = NDArray[np.float32]
+Kind = Literal["exact", "faiss"]
 Search = Callable[[Floats], tuple[Floats, NDArray[np.int32]]]
 """From unit texts [n, D] to values [n, m], descending, and images [n, m]; -inf: none was found."""
 
@@ -26,27 +27,34 @@ _COSINES = 1 << 24
 _IMAGES_A_LIST, _SHARE_OF_LISTS, _LEAST_LISTS = 100, 10, 8
 
 
-def make_search(images: Floats, offsets: Floats, neighbours: int, kind: str, count: int) -> Search:
+def search_kind(wanted: str, count: int) -> Kind:
+    """Return the search that `wanted` (exact, faiss or auto) means for `count` sentences here.
+
+    Raises:
+        UsageError: faiss is asked for and not installed.
+    """
+    if wanted == "exact":
+        return "exact"
+    has_faiss = importlib.util.find_spec("faiss") is not None
+    if wanted == "faiss" and not has_faiss:
+        raise UsageError("--search faiss needs the package faiss: pip install 'attar[faiss]'")
+    if wanted == "faiss" or (count >= APPROXIMATE_FROM and has_faiss):
+        return "faiss"
+    if count >= APPROXIMATE_FROM:
+        log.info("faiss is not installed (attar[faiss]): %s sentences exactly", f"{count:,}")
+    return "exact"
+
+
+def make_search(images: Floats, offsets: Floats, neighbours: int, kind: Kind) -> Search:
     """Return the search for the images with the greatest cosine less their offset.
 
     Args:
         images: [A, D] unit rows.
         offsets: [A] what is taken from each image's cosines.
         neighbours: m, at most A.
-        kind: exact, faiss or auto.
-        count: sentences that will be asked about.
-
-    Raises:
-        UsageError: faiss is asked for and not installed.
+        kind: how, see `search_kind`.
     """
-    has_faiss = importlib.util.find_spec("faiss") is not None
-    if kind == "faiss" and not has_faiss:
-        raise UsageError("--search faiss needs the package faiss: pip install 'attar[faiss]'")
-    if kind == "faiss" or (kind == "auto" and count >= APPROXIMATE_FROM and has_faiss):
-        return _approximate(images, offsets, neighbours)
-    if kind == "auto" and count >= APPROXIMATE_FROM:
-        log.info("faiss is not installed (attar[faiss]): %s sentences exactly", f"{count:,}")
-    return _exact(images, offsets, neighbours)
+    return (_approximate if kind == "faiss" else _exact)(images, offsets, neighbours)
 
 
 def _exact(images: Floats, offsets: Floats, neighbours: int) -> Search:
