@@ -18,11 +18,18 @@ def cache_alone_without_hub() -> Iterator[None]:
     from huggingface_hub import constants
 
     before = constants.HF_HUB_OFFLINE
-    constants.HF_HUB_OFFLINE = before or not _can_connect(constants.ENDPOINT)
+    constants.HF_HUB_OFFLINE = not hub_may_answer()
     try:
         yield
     finally:
         constants.HF_HUB_OFFLINE = before
+
+
+def hub_may_answer() -> bool:
+    """Tell whether asking the hub makes sense: nobody forbade it, and something listens there."""
+    from huggingface_hub import constants
+
+    return not constants.HF_HUB_OFFLINE and _can_connect(constants.ENDPOINT)
 
 
 def _can_connect(endpoint: str) -> bool:

@@ -130,7 +130,8 @@ def test_weights_from_a_file_fill_all_but_the_classifier(tmp_path: Path) -> None
 def test_from_scratch_is_said_in_one_line(caplog: pytest.LogCaptureFixture) -> None:
     build_student("resnet10t", 8, StudentConfig())
     assert [r.message for r in caplog.records if "from scratch" in r.message] == [
-        "no weights for resnet10t on this machine: it starts from scratch"
+        "no weights for resnet10t: none on this machine or its hub, it starts from scratch and "
+        "needs far more images; give --student.weights FILE, or go online"
     ]
 
 

@@ -12,8 +12,9 @@ class StudentConfig:
     """Options under `--student.`."""
 
     weights: str = "auto"
-    """"auto" (weights found on this machine, else from scratch), "none", "timm" (download), or the
-    path of a .safetensors/.pth file or of a student folder."""
+    """"auto" (timm's, found on this machine or else fetched; offline from scratch, with a warning),
+    "timm" (from the hub and its cache alone, or an error), "none", or the path of a .safetensors
+    or .pth file or of a student folder."""
     image_size: int | None = None
     """Input side in pixels; the backbone's own by default."""
     crop_pct: float | None = None

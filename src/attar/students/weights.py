@@ -1,4 +1,4 @@
-"""Where a backbone's starting weights come from, without ever needing a network for "auto"."""
+"""Where a backbone's starting weights come from; "auto" asks the hub last, and needs none."""
 
 import importlib
 import logging
@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from attar.errors import AttarError, UsageError
-from attar.hub import cache_alone_without_hub
+from attar.hub import cache_alone_without_hub, hub_may_answer
 
 log = logging.getLogger(__name__)
 
@@ -39,9 +39,13 @@ def load_backbone_weights(network: nn.Module, name: str, weights: str) -> str:
     if weights == "none":
         return "none"
     if weights == "auto":
-        state, origin = _weights_on_this_machine(network, name)
+        state, origin = _weights_found(network, name)
         if state is None:
-            log.warning("no weights for %s on this machine: it starts from scratch", name)
+            log.warning(
+                "no weights for %s: none on this machine or its hub, it starts from scratch and "
+                "needs far more images; give --student.weights FILE, or go online",
+                name,
+            )
             return "none"
     elif weights == "timm":
         state, origin = _weights_from_hub(network, name), "timm"
@@ -72,7 +76,8 @@ def packaged_state(network: nn.Module, name: str) -> dict[str, Tensor] | None:
     return dict(zip(names, values, strict=True))
 
 
-def _weights_on_this_machine(network: nn.Module, name: str) -> tuple[dict[str, Tensor] | None, str]:
+def _weights_found(network: nn.Module, name: str) -> tuple[dict[str, Tensor] | None, str]:
+    """Look in the installed packages, the hub's cache and the hub, in this order."""
     packaged = packaged_state(network, name)
     if packaged is not None:
         return packaged, f"package {_PACKAGES[name][0]}"
@@ -83,6 +88,8 @@ def _weights_on_this_machine(network: nn.Module, name: str) -> tuple[dict[str, T
     for filename in ("model.safetensors", "pytorch_model.bin"):
         if hub_id and isinstance(try_to_load_from_cache(hub_id, filename), str):
             return _weights_from_hub(network, name), f"local cache of {hub_id}"
+    if hub_id and hub_may_answer():
+        return _weights_from_hub(network, name), f"hub, {hub_id}"
     return None, "none"
 
 
@@ -96,7 +103,7 @@ def _weights_from_hub(network: nn.Module, name: str) -> dict[str, Tensor]:
     except Exception as error:  # hub, network and cache each raise their own kind
         raise UsageError(
             f"cannot fetch timm's weights of {name}: the hub is not reachable from here or has "
-            "none; use --student.weights auto, none, or the path of a weights file"
+            "none; use --student.weights none, or the path of a weights file"
         ) from error
 
 
