@@ -39,6 +39,7 @@ from attar.bench.ranks import (
     RANDOM_ORDERS,
     RESAMPLES,
     Floats,
+    chance_below,
     interval,
     least_p,
     permutation_p,
@@ -251,7 +252,7 @@ def _note(found: dict[str, Any]) -> str:
         "positive ρ always means “the more coherent, the more accurate”.",
         f"{few}.",
         f"Of {len(known)} correlations {below} have p below 0.05; by chance alone "
-        f"{0.05 * len(known):.0f} would, and they are no independent ones.",
+        f"{chance_below(0.05, number) * len(known):.2g} would, and they are no independent ones.",
         "Coherence on unseen classes looks at the very images that the accuracy is of, without "
         "their labels; on training images it foretells in earnest.",
     ]

@@ -16,6 +16,7 @@ from attar.bench.ranks import (
     EXACT,
     LEAST_RESAMPLED,
     RANDOM_ORDERS,
+    chance_below,
     interval,
     least_p,
     permutation_p,
@@ -69,6 +70,14 @@ def test_exact_p_by_hand() -> None:
     assert permutation_p(order, column(2, 5, 3, 7)).item() == pytest.approx(8 / 24)
     assert least_p(4) == pytest.approx(2 / 24)
     assert np.isnan(permutation_p(column(1, 1, 1), column(1, 2, 3)).item())
+
+
+def test_few_points_are_rarely_significant_by_chance() -> None:
+    assert chance_below(0.05, 4) == 0  # 2 / 24 is the least p
+    assert chance_below(0.05, 5) == pytest.approx(2 / 120)
+    assert chance_below(0.2, 4) == pytest.approx(2 / 24)  # the next p is 8 / 24
+    assert 0.04 < chance_below(0.05, 8) < 0.05
+    assert chance_below(0.05, EXACT + 1) == 0.05
 
 
 def test_least_p_is_that_of_a_perfect_order() -> None:
