@@ -14,6 +14,7 @@ from attar.config import dump_yaml
 from attar.data.splits import SplitConfig
 from attar.errors import UsageError
 from attar.evaluation.config import EvaluationConfig
+from attar.methods.registry import METHODS
 from attar.run import DataConfig, RunConfig, to_options
 from attar.stages.request import resolve
 from attar.store.config import EmbedConfig
@@ -82,6 +83,23 @@ def test_a_written_configuration_is_read_back(tmp_path: Path, config: RunConfig)
     resolved = resolve(config)
     file.write_text(dump_yaml(to_options(resolved)))
     assert resolve(config_from("--config", str(file))) == resolved
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_configuration_of_every_method_is_read_back(tmp_path: Path, method: str) -> None:
+    of_method = {"rise": {"anchors": "[bright photo, 'dark: photo']"}, "li2023": {"caption": "1"}}
+    config = replace(PLAIN, method=method, method_options=of_method.get(method, {}))
+    resolved = resolve(config)
+    (tmp_path / "config.yaml").write_text(dump_yaml(to_options(resolved)))
+    assert resolve(config_from("--config", str(tmp_path / "config.yaml"))) == resolved
+
+
+def test_a_flag_of_a_method_on_the_line_wins(tmp_path: Path) -> None:
+    config = resolve(replace(PLAIN, method="dime-fm"))
+    assert config.method_options["class_prompts"] is False
+    (tmp_path / "config.yaml").write_text(dump_yaml(to_options(config)))
+    words = ("--config", str(tmp_path / "config.yaml"), "--method.class-prompts=true")
+    assert resolve(config_from(*words)).method_options["class_prompts"] is True
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """`--config FILE`: a YAML file of options, read as if they stood on the command line."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,10 @@ _INSTEAD_OF = {
     "--training.epochs": "--training.steps",
 }
 """An option on the command line -> the one in the file that it stands in for."""
+
+
+_METHOD = "--method."
+"""Section whose values are YAML on the command line too, lists in one word and no flags."""
 
 
 def expand_config_file(tokens: Sequence[str]) -> list[str]:
@@ -72,7 +77,10 @@ def _options(values: Mapping[str, Any], prefix: str = "--") -> Iterator[tuple[st
     for key, value in values.items():
         name = str(key).replace("_", "-")
         option = prefix.removesuffix(".") if name == "name" and prefix != "--" else prefix + name
-        if isinstance(value, dict):
+        if prefix == _METHOD and isinstance(value, list | bool):
+            written = yaml.safe_dump(value, default_flow_style=True, width=math.inf).split("\n")[0]
+            yield option, [f"{option}={written}"]
+        elif isinstance(value, dict):
             yield from _options(value, f"{option}.")
         elif isinstance(value, list):
             yield option, [f"{option}={item}" for item in value]
