@@ -8,6 +8,8 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from threading import Barrier, Thread
+from time import sleep
 
 import pytest
 
@@ -90,6 +92,26 @@ def test_a_failing_block_leaves_the_old_folder_and_nothing_else(tmp_path: Path) 
     with pytest.raises(RuntimeError, match="power cut"):
         fail()
     assert names(tmp_path) == []
+
+
+def test_who_writes_the_same_folder_waits(tmp_path: Path) -> None:
+    target, inside = tmp_path / "folder", Barrier(2)
+
+    def write(name: str) -> None:
+        with atomic_folder(target) as temporary:
+            if name == "first":
+                inside.wait()
+                sleep(0.2)  # long enough for the second to come in, were it let in
+            for part in ("a", "b"):
+                (temporary / f"{name} {part}").write_text("")
+
+    first = Thread(target=write, args=("first",))
+    first.start()
+    inside.wait()
+    write("second")
+    first.join()
+    assert names(target) == ["second a", "second b"]
+    assert names(tmp_path) == ["folder"]
 
 
 def test_what_an_earlier_kill_left_is_not_taken_over(tmp_path: Path) -> None:

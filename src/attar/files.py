@@ -5,9 +5,11 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock
 
 from attar.errors import AttarError, UsageError
 
@@ -32,21 +34,35 @@ def atomic_folder(target: Path) -> Iterator[Path]:
 
     An existing `target` is moved aside first, so at every moment a whole folder of one of the two
     names exists; `recover_folder` puts the old one back after a crash between the two renames.
+    Who writes the same folder at the same time waits.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
     temporary, old = _sibling(target, "partial"), _sibling(target, "old")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
-    try:
-        yield temporary
-        _open_to_readers(temporary)
-        recover_folder(target)
-        if target.exists():
-            target.rename(old)
-        temporary.rename(target)
-        shutil.rmtree(old, ignore_errors=True)
-    finally:
+    with alone(target):
         shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir()
+        try:
+            yield temporary
+            _open_to_readers(temporary)
+            recover_folder(target)
+            if target.exists():
+                target.rename(old)
+            temporary.rename(target)
+            shutil.rmtree(old, ignore_errors=True)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def alone(target: Path) -> Iterator[None]:
+    """Hold a lock beside `target` that leaves nothing behind; others wait for it."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    file = _sibling(target, "lock")
+    with FileLock(file):
+        try:
+            yield
+        finally:
+            with suppress(OSError):  # Windows keeps a file that is open
+                file.unlink()  # while it is held: who waits sees that it is gone and makes another
 
 
 def _open_to_readers(folder: Path) -> None:

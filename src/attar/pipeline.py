@@ -75,10 +75,12 @@ def distill(
         AttarError: a stage failed; the message names the file or value and the way out.
     """
     config, run = request.resolve(config), RunFolder(out)
+    processes = Processes()
     if not run.is_done(config):
         _run(config, run, command, estimated, bundle)
-    if bundle is not None:
+    if bundle is not None and processes.is_main:
         bundling.export(out, run.bundle, bundle)
+    processes.wait()
     return out
 
 
@@ -102,7 +104,8 @@ def _run(
                 log.info("data: %s; %s", job.images.layout, job.splits.describe())
                 log.info("estimate: %s", cost or "not made")
             with processes.main_first():
-                knowledge = _consult(job, store)
+                # The main process has asked by now; what the others need stands in the store.
+                knowledge = _consult(job, store, asks=processes.is_main)
                 measuring.build_references(job.student, job.source, knowledge, config, run)
             learning.learn(job, knowledge, run)
             if processes.is_main:
@@ -155,16 +158,19 @@ def _prepare(
     return job
 
 
-def _consult(job: Job, store: Path) -> Knowledge | None:
-    """Ask the teacher; a method that needs none goes on alone when none was given."""
+def _consult(job: Job, store: Path, *, asks: bool) -> Knowledge | None:
+    """Ask the teacher, or without `asks` read what is in the store.
+
+    A method that needs no teacher goes on alone when none was given.
+    """
     if job.teacher is None and "teacher" not in job.recipe[0].needs and job.config.store is None:
         return None
-    corpus.consult(job, store)
-    domain_texts.consult(job, store)
-    class_embeddings.consult(job, store)
-    return embedding.consult(
-        job.teacher, job.images, job.texts, store, job.config.embed, job.captions
-    )
+    if asks:
+        corpus.consult(job, store)
+        domain_texts.consult(job, store)
+        class_embeddings.consult(job, store)
+    teacher = job.teacher if asks else None
+    return embedding.consult(teacher, job.images, job.texts, store, job.config.embed, job.captions)
 
 
 def embed(

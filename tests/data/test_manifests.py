@@ -77,6 +77,19 @@ def test_unlabelled_keeps_captions_and_splits(tmp_path):
     assert table.splits == ("train", None)
 
 
+def test_what_a_teacher_gave_no_answer_to_stays_set_aside(tmp_path):
+    """A store's list has two authors: who reads files, and who asks about them."""
+    images(tmp_path, "a.png")
+    (tmp_path / "b.png").write_bytes(b"no image")
+    refused = {"path": str(tmp_path / "a.png"), "reason": "refused", "by": "teacher"}
+    earlier = {"path": "gone.png", "reason": "broken"}
+    (tmp_path / "aside.json").write_text(json.dumps([refused, earlier]))
+    read_sources([tmp_path], set_aside=tmp_path / "aside.json")
+    kept, broken = json.loads((tmp_path / "aside.json").read_text())
+    assert kept == refused
+    assert broken["path"] == str(tmp_path / "b.png")
+
+
 def test_missing_files_are_set_aside_with_the_reason(tmp_path):
     images(tmp_path, "a.png")
     (tmp_path / "list.csv").write_text("path\na.png\ngone.png\n.\n")

@@ -257,8 +257,11 @@ def test_scmd_trains_both_heads_and_bounds_its_scale() -> None:
     assert everything.head.log_scale.item() == pytest.approx(math.log(1 / 0.07))
     with torch.no_grad():
         everything.head.log_scale.fill_(20.0)
+        everything.head.log_scale.grad.zero_()
     logits = everything.head(trunk, random(C, D))
     assert logits.abs().max() <= 100 + 1e-9
+    logits.square().sum().backward()
+    assert everything.head.log_scale.grad.abs() > 0  # it may come back
     unlabelled = hard(Outputs(features=z, trunk=trunk), make_batch([-1] * B), random(C, D))
     assert unlabelled.total.item() == 0
     unlabelled.total.backward()

@@ -108,15 +108,23 @@ def test_flyp_is_clips_loss_over_labelled_images() -> None:
     assert scale.grad != 0
 
 
-def test_flyps_scale_is_at_most_a_hundred() -> None:
+def test_flyps_scale_is_at_most_a_hundred_and_can_come_back() -> None:
+    """CLIP's own scale is a hundred: there, too, it must be free to fall."""
     flyp = objective("flyp")
     f, classes = random(5, D, seed=1), random(C, D, seed=2)
-    losses = []
-    for value in (100.0, 1000.0):
+    (scale,) = flyp.parameters()
+    losses, gradients = [], []
+    for value in (100.0, 1000.0, 99.99999):
         with torch.no_grad():
-            next(flyp.parameters()).fill_(math.log(value))
-        losses.append(flyp(Outputs(features=f), make_batch(), classes).total.item())
+            scale.fill_(math.log(value))
+        scale.grad = None
+        loss = flyp(Outputs(features=f), make_batch(), classes).total
+        loss.backward()
+        losses.append(loss.item())
+        gradients.append(scale.grad.item())
     assert losses[0] == pytest.approx(losses[1])
+    assert gradients == pytest.approx([gradients[2]] * 3, rel=1e-4)
+    assert gradients[2] != 0
     assert flyp(Outputs(features=f), make_batch([-1] * 5), classes).total.item() == 0
 
 

@@ -19,6 +19,7 @@ from tests.store.samples import table_of
 from attar.data.images import read_image
 from attar.data.table import ImageTable
 from attar.errors import AttarError, UsageError
+from attar.stages.embedding import consult
 from attar.store.config import EmbedConfig
 from attar.store.cost import embed_cost
 from attar.store.embed import SET_ASIDE, embed_images, embed_texts
@@ -121,6 +122,9 @@ def test_what_the_server_refuses_is_named_and_the_others_go_on(
         entries = json.loads((store / SET_ASIDE).read_text())
         assert [entry["path"] for entry in entries] == [table.paths[row] for row in (5, 6, 13)]
         assert "I do not like this picture" in entries[0]["reason"]
+        with pytest.raises(AttarError, match="no answer to 3 of 20 images") as refused:
+            consult(teacher, table, [], store, CONFIG)
+        assert table.paths[5] in str(refused.value)
         held = Store.open(store).has_images(table.keys)
         assert np.flatnonzero(~held).tolist() == [5, 6, 13]
         assert Ledger(store).paid_queries == Ledger(store).asked == client.queries

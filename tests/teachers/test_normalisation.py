@@ -16,6 +16,7 @@ from attar.teachers.loading import FrozenTeacher
 from attar.teachers.normalisation import (
     IMAGENET_MEAN,
     IMAGENET_STD,
+    as_known,
     normalisation_of,
     with_imagenet_normalisation,
 )
@@ -68,6 +69,16 @@ def test_a_teacher_that_does_not_say_is_refused() -> None:
     teacher = make_teacher(prepare=lambda image: torch.zeros(3, 16, 16))
     with pytest.raises(UsageError, match="'pixels' does not say how it normalises"):
         with_imagenet_normalisation(teacher)
+
+
+def test_a_teacher_is_recognised_by_either_normalisation() -> None:
+    teacher = make_teacher()
+    changed = with_imagenet_normalisation(teacher)
+    assert as_known(teacher, teacher.info.identity) is teacher
+    assert as_known(teacher, changed.info.identity).info == changed.info
+    assert as_known(teacher, "somebody else") is teacher
+    silent = make_teacher(prepare=lambda image: torch.zeros(3, 16, 16))
+    assert as_known(silent, "somebody else") is silent
 
 
 def test_a_store_of_the_teacher_takes_none_of_its_answers() -> None:

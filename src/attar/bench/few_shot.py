@@ -138,7 +138,7 @@ def _retrieve(base: RunConfig, run: Path, retrieval: RetrievalConfig, folder: Pa
     table = read_image_table(base.data, classes, folder)
     texts = prompts_of(classes, table, base.data.templates)
     store = base.store or RunFolder(run).store
-    teacher, _ = introduce(base.teacher, store, needed=True)
+    teacher, _ = introduce(base.teacher, store, needed=True, config=base.embed)
     knowledge = consult(teacher, table, texts, store, base.embed)
     student = open_run(run, "student")
     return retrieve(student, divide(table, base), knowledge, base, retrieval, folder)

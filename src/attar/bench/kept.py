@@ -8,12 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-
 from attar.bench.cells import load_cell, save_cell, score_on_source_validation
 from attar.bench.jobs import Task
 from attar.bench.running import Running
-from attar.files import read_json, write_json
+from attar.files import alone, read_json, write_json
 from attar.records import Record, read_records
 from attar.run import RunConfig
 
@@ -82,9 +80,10 @@ class Kept:
 
     def note_rate(self, row: str, entry: Mapping[str, Any]) -> None:
         """Write how a row's learning rate was chosen beside those of the other rows."""
-        with FileLock(self.out / ".learning-rates.lock"):  # other grids may share the results
+        file = self.results / "learning-rates.json"
+        with alone(file):  # other grids may share the results
             rates = {**self.rates(), row: dict(entry)}
-            write_json(self.results / "learning-rates.json", dict(sorted(rates.items())))
+            write_json(file, dict(sorted(rates.items())))
 
     def _file(self, cell: Planned) -> Path:
         return self.results / "cells" / f"{cell.name}.json"

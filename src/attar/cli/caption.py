@@ -108,7 +108,7 @@ def _retrieve(
     if options.teacher is not None:
         describe_teacher_spec(options.teacher)
     table = _read(options, store)
-    teacher, _ = introduce(options.teacher, store, needed=True)
+    teacher, _ = introduce(options.teacher, store, needed=True, config=embed)
     check_store(teacher, table, [sentences], store, embed)
     return table, retrieve_captions(teacher, table, sentences, store, embed)
 

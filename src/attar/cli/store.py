@@ -59,7 +59,9 @@ def verify(
     """
     from attar.errors import AttarError, UsageError
     from attar.stages.images import read_image_table
+    from attar.store.store import Store
     from attar.store.verify import check_files, repair_store, verify_store
+    from attar.teachers.normalisation import as_known
     from attar.teachers.registry import load_teacher
 
     if repair:
@@ -78,7 +80,8 @@ def verify(
         print(f"{store}: every file has its checksum")
         return
     table = read_image_table(data, None, store)
-    print(verify_store(store, load_teacher(teacher), table, sample=sample, tolerance=tolerance))
+    asked = as_known(load_teacher(teacher), Store.open(store).info.teacher.identity)
+    print(verify_store(store, asked, table, sample=sample, tolerance=tolerance))
 
 
 def import_(

@@ -17,7 +17,7 @@ from attar.data.shards import holds_tars, name_classes, read_tars
 from attar.data.splits import check_domain
 from attar.data.table import ImageTable
 from attar.errors import AttarError, UsageError
-from attar.files import write_json
+from attar.files import read_json, write_json
 from attar.members import is_url
 
 log = logging.getLogger(__name__)
@@ -260,7 +260,10 @@ def _classes_repeat(found: Sequence[tuple[str, ...]]) -> bool:
 def _report_broken(checked: dict[str, Checked], set_aside: Path | None, strict: bool) -> None:
     broken = [(path, c.reason) for path, c in checked.items() if c.reason is not None]
     if set_aside is not None:
-        write_json(set_aside, [{"path": path, "reason": reason} for path, reason in broken])
+        # A store's file also names what its teacher gave no answer to; that is not ours to drop.
+        before = read_json(set_aside) if set_aside.is_file() else []
+        others = [entry for entry in before if entry.get("by") == "teacher"]
+        write_json(set_aside, others + [{"path": path, "reason": why} for path, why in broken])
     if not broken:
         return
     if strict:

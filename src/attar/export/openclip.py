@@ -27,6 +27,7 @@ from attar.files import atomic_folder, check_writable, write_json, write_text
 from attar.students.student import Student, StudentSpec, load_student
 from attar.teachers.base import Teacher
 from attar.teachers.loading import TeacherSpec
+from attar.teachers.normalisation import as_known
 from attar.teachers.openclip import CONFIG_FILE, TextTower, load_openclip, model_config
 from attar.teachers.registry import describe_teacher_spec, load_teacher
 
@@ -209,7 +210,7 @@ def _unit_difference(own: Tensor, theirs: Tensor) -> float:
 
 
 def _load_same_teacher(spec: StudentSpec, checked: TeacherSpec) -> Teacher:
-    teacher = load_teacher(checked.name, _CPU)
+    teacher = as_known(load_teacher(checked.name, _CPU), spec.teacher_identity)
     if teacher.info.identity != spec.teacher_identity:
         raise UsageError(
             f"{checked.name} is not the teacher that the student was distilled from: its weights "

@@ -25,12 +25,10 @@ from torch.utils.checkpoint import checkpoint
 
 from attar.errors import AttarError
 from attar.methods.base import ClassFeatures, Method, Objective, Phase, Sizes
-from attar.methods.parts import labels_of
+from attar.methods.parts import labels_of, learnt_scale
 from attar.prompts import mean_class_features
 from attar.teachers.base import Towers
 from attar.types import Batch, Loss, Outputs
-
-_GREATEST_SCALE = math.log(100)
 
 
 class TrainedTexts(ClassFeatures):
@@ -120,7 +118,7 @@ class ImagePromptContrast(Objective):
         known = labels >= 0
         images = F.normalize(outputs.features[known], dim=-1)
         prompts = F.normalize(class_features, dim=-1)[labels[known]]
-        logits = self.log_scale.clamp(max=_GREATEST_SCALE).exp() * images @ prompts.T
+        logits = learnt_scale(self.log_scale) * images @ prompts.T
         to_prompt, to_image = _of_pairs(logits), _of_pairs(logits.T)
         terms = {"image_to_prompt": to_prompt, "prompt_to_image": to_image}
         return Loss(total=(to_prompt + to_image) / 2, terms=terms)

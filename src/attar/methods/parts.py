@@ -1,12 +1,18 @@
 """What several objectives share: labels, cross-entropy over them, the teacher's own logits."""
 
+import math
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn import Parameter
 
 from attar.errors import AttarError, UsageError
 from attar.types import Batch
 
 NO_LABEL = -1
+GREATEST_SCALE = 100.0
+"""CLIP's bound of a learnt scale."""
 ABOVE_0_TO_1 = "above 0 and at most 1"
 """The range of a share that may be all and not nothing, for `require`."""
 
@@ -19,6 +25,16 @@ def require(holds: bool, option: str, value: object, wanted: str) -> None:
     """
     if not holds:
         raise UsageError(f"--method.{option.replace('_', '-')} {value}: must be {wanted}")
+
+
+def learnt_scale(log_scale: Parameter) -> Tensor:
+    """Return e^a, after bringing `a` back to ln 100 where a step has taken it beyond, as CLIP does.
+
+    A bound inside the graph would give `a` no gradient beyond it, nor a way back.
+    """
+    with torch.no_grad():
+        log_scale.clamp_(max=math.log(GREATEST_SCALE))
+    return log_scale.exp()
 
 
 def labels_of(batch: Batch, method: str) -> Tensor:

@@ -19,10 +19,15 @@ from torch import Tensor, nn
 from attar.errors import AttarError
 from attar.losses import kl_distillation
 from attar.methods.base import Method, Objective, Phase, Sizes, Views
-from attar.methods.parts import NO_LABEL, cross_entropy, labels_of, require, zero_shot_logits
+from attar.methods.parts import (
+    NO_LABEL,
+    cross_entropy,
+    labels_of,
+    learnt_scale,
+    require,
+    zero_shot_logits,
+)
 from attar.types import Batch, Loss, Outputs
-
-_GREATEST_SCALE = math.log(100)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +71,7 @@ class CrossModalHead(nn.Module):
     def forward(self, trunk: Tensor, class_features: Tensor) -> Tensor:
         """Return the logits [B, C]."""
         projected = F.normalize(self.projector(trunk), dim=-1)
-        scale = self.log_scale.clamp_max(_GREATEST_SCALE).exp()
+        scale = learnt_scale(self.log_scale)
         return scale * projected @ F.normalize(class_features, dim=-1).T
 
 

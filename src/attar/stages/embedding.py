@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import chain
 from pathlib import Path
 
@@ -10,11 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from attar.config import coerce_options
 from attar.data.classes import ClassList, read_class_list
 from attar.data.table import ImageTable
 from attar.data.views import find_recipe
 from attar.device import Processes
-from attar.errors import UsageError
+from attar.errors import AttarError, UsageError
 from attar.files import check_writable, read_json
 from attar.prompts import class_texts, get_templates, mean_class_features
 from attar.run import DataConfig, RunFolder
@@ -24,6 +25,7 @@ from attar.store.config import EmbedConfig
 from attar.store.cost import EmbedCost, embed_cost
 from attar.store.embed import embed_images, embed_texts
 from attar.store.estimate import estimate_embed
+from attar.store.parts import SET_ASIDE
 from attar.store.paying import paid_by
 from attar.store.store import Store
 from attar.store.writer import refuse_foreign_folder
@@ -32,6 +34,9 @@ from attar.teachers.normalisation import with_imagenet_normalisation
 from attar.teachers.registry import describe_teacher_spec, load_teacher, parse_teacher_spec
 
 log = logging.getLogger(__name__)
+
+_NAMED = 5
+"""Images that a message names."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,9 +94,13 @@ def load(teacher_spec: str, config: EmbedConfig) -> Teacher:
 
 
 def asking_of(run: RunFolder) -> EmbedConfig:
-    """Return how a run's teacher is shown images; the rest is as by default."""
-    chosen = run.options().get("embed", {}).get("normalisation", "teacher")
-    return EmbedConfig(normalisation=chosen)
+    """Return how a run's teacher is asked: its budget and number format hold afterwards too.
+
+    The views that training recorded are left out: what is asked now is asked about clean images.
+    """
+    known = {field.name for field in fields(EmbedConfig)}
+    chosen = {k: v for k, v in run.options().get("embed", {}).items() if k in known}
+    return coerce_options(EmbedConfig, {**chosen, "views": 0}, "--embed.")
 
 
 def check_store(
@@ -150,12 +159,26 @@ def consult(
         embed_images(teacher, images, store_path, config)
         embed_texts(teacher, flat, store_path, config)
         store = Store.open(store_path)
+        _refuse_unanswered(store, images)
     return Knowledge(
         store=store,
         teacher=store.info.teacher,
         class_names=images.class_names,
         class_features=read_class_features(store, texts) if texts else None,
     )
+
+
+def _refuse_unanswered(store: Store, images: ImageTable) -> None:
+    """Name the images that the teacher gave no answer to: there is nothing to learn from them."""
+    there = store.has_images(images.keys)
+    paths = [path for path, known in zip(images.paths, there, strict=True) if not known]
+    if paths:
+        shown = ", ".join(paths[:_NAMED]) + (", …" if len(paths) > _NAMED else "")
+        raise AttarError(
+            f"the teacher gave no answer to {len(paths):,} of {len(images):,} images ({shown}; "
+            f"reasons: {store.path / SET_ASIDE}): take them out of the data and run the same "
+            "command again; nothing is asked twice"
+        )
 
 
 def prompts_of(classes: ClassList | None, images: ImageTable, templates: str) -> list[list[str]]:
@@ -281,9 +304,9 @@ def features_for_classes(
         UsageError: the run knows no classes, or new texts are asked and no teacher is known.
     """
     if classes is None:
-        if not run.classes.is_file():
+        known = read_json(run.classes) if run.classes.is_file() else {"names": []}
+        if not known["names"]:
             raise UsageError(f"{run.path} was made without classes: give --classes FILE")
-        known = read_json(run.classes)
         names, texts = tuple(known["names"]), known["texts"]
     else:
         names = classes.names
@@ -292,8 +315,9 @@ def features_for_classes(
     path = Path(run.option("store") or run.store)
     spec = teacher_spec or run.option("teacher")
     if not Store.open(path).has_texts(flat).all():
-        teacher, _ = introduce(spec, path, needed=True, config=asking_of(run))
+        config = asking_of(run)
+        teacher, _ = introduce(spec, path, needed=True, config=config)
         if teacher is None:
             raise UsageError(f"store {path} lacks texts of these classes; give --teacher")
-        embed_texts(teacher, flat, path, EmbedConfig())
+        embed_texts(teacher, flat, path, config)
     return names, read_class_features(Store.open(path), texts)

@@ -18,10 +18,9 @@ from attar.evaluation.zero_shot import TASK as ZERO_SHOT
 from attar.evaluation.zero_shot import classification_metrics
 from attar.records import Record
 from attar.run import RunConfig
-from attar.stages.embedding import Knowledge
+from attar.stages.embedding import Knowledge, load
 from attar.stages.measuring import with_own_classes
 from attar.stages.retrieval_config import RetrievalConfig
-from attar.teachers.registry import load_teacher
 
 TASK = "few_shot_retrieval"
 
@@ -105,7 +104,7 @@ def _key_model(model: EvaluatedModel, config: RunConfig, asked: RetrievalConfig)
             "the teacher's keys need the teacher, and this run has only a store: give --teacher, "
             "or use --retrieval.keys student"
         )
-    return from_teacher(load_teacher(config.teacher))
+    return from_teacher(load(config.teacher, config.embed))
 
 
 def _record(

@@ -384,7 +384,9 @@ def _set_aside(path: Path, table: ImageTable, failures: Sequence[_Failure]) -> N
     before = read_json(file) if file.exists() else []
     mine = set(table.paths)
     entries = [entry for entry in before if entry["path"] not in mine]
-    entries += [{"path": table.paths[one.row], "reason": one.reason} for one in failures]
+    entries += [
+        {"path": table.paths[one.row], "reason": one.reason, "by": "teacher"} for one in failures
+    ]
     if entries or before:
         write_json(file, entries)
     if failures:

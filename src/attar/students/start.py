@@ -8,6 +8,12 @@ import torch
 from attar.errors import UsageError
 from attar.students.student import Student, load_student
 
+_OPTIONS = {
+    "projector": ", or add --student.projector {}",
+    "GELU behind the projection": ", or change --student.gelu",
+}
+"""How this run could be given what the other has."""
+
 
 def take_weights(student: Student, path: Path) -> None:
     """Give a freshly built student the weights of a run's student, in place.
@@ -17,7 +23,7 @@ def take_weights(student: Student, path: Path) -> None:
 
     Raises:
         UsageError: another architecture, another head, the space of another teacher, another
-            projector, or a bias in the projection where this student has none.
+            projector or GELU, or a bias in the projection where this student has none.
     """
     trained = load_student(path)
     ours, theirs = student.spec, trained.spec
@@ -26,9 +32,10 @@ def take_weights(student: Student, path: Path) -> None:
         ("head", ours.head, theirs.head),
         ("teacher", ours.teacher_identity, theirs.teacher_identity),
         ("projector", ours.projector, theirs.projector),
+        ("GELU behind the projection", *(("on" if s.gelu else "off") for s in (ours, theirs))),
     ):
         if own != other:
-            option = f", or add --student.projector {other}" if what == "projector" else ""
+            option = _OPTIONS.get(what, "").format(other)
             raise UsageError(
                 f"--start-from {path}: its {what} is {_short(other)}, this run's {_short(own)}; "
                 f"start from a run with the same {what}{option}"

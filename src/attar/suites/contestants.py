@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from torch import Tensor
@@ -12,7 +12,7 @@ from attar.evaluation.evidence import is_same_teacher, refuse_equal_roles
 from attar.evaluation.models import BASELINE, STUDENT, EvaluatedModel, from_teacher
 from attar.evaluation.predictions import file_stem
 from attar.run import RunFolder
-from attar.stages.embedding import introduce, read_class_features
+from attar.stages.embedding import asking_of, introduce, read_class_features
 from attar.stages.measuring import with_own_classes
 from attar.stages.opening import (
     baseline_of,
@@ -40,6 +40,8 @@ class TextSide:
     store: Path
     teacher: Teacher | None
     """None where the store alone has to answer."""
+    config: EmbedConfig = field(default_factory=EmbedConfig)
+    """How the teacher is asked."""
 
     def class_features(self, prompts: Sequence[Sequence[str]]) -> Tensor:
         """Return class features [C, D] of C classes with their prompts.
@@ -56,7 +58,7 @@ class TextSide:
                 "classes; give --teacher"
             )
         if missing and self.teacher is not None:
-            embed_texts(self.teacher, flat, self.store, EmbedConfig())
+            embed_texts(self.teacher, flat, self.store, self.config)
         return read_class_features(Store.open(self.store), prompts)
 
     def _missing(self, texts: Sequence[str]) -> int:
@@ -150,8 +152,10 @@ def _teacher_of(path: Path, spec: str | None, out: Path) -> TextSide | None:
     """
     run = RunFolder(path)
     own = None if is_bundle(path) else run.option("teacher")
-    store = out / "store"
+    store, config = out / "store", EmbedConfig()
     if not is_bundle(path) and spec in (None, own):
-        store = Path(run.option("store") or run.store)
-    teacher, info = introduce(spec or own, store, needed=False)
-    return None if info is None else TextSide(info=info, store=store, teacher=teacher)
+        store, config = Path(run.option("store") or run.store), asking_of(run)
+    teacher, info = introduce(spec or own, store, needed=False, config=config)
+    if info is None:
+        return None
+    return TextSide(info=info, store=store, teacher=teacher, config=config)

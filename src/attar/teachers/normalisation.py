@@ -95,3 +95,17 @@ def with_imagenet_normalisation(teacher: Teacher) -> Teacher:
         UsageError: the teacher does not say how it normalises pixels.
     """
     return Renormalised(teacher)
+
+
+def as_known(teacher: Teacher, identity: str) -> Teacher:
+    """Return the teacher in the way, its own or ImageNet's normalisation, that has this identity.
+
+    The teacher itself where neither has: whoever compares identities then says so.
+    """
+    if teacher.info.identity == identity:
+        return teacher
+    try:
+        other = with_imagenet_normalisation(teacher)
+    except UsageError:  # it does not say how it normalises pixels
+        return teacher
+    return other if other.info.identity == identity else teacher
