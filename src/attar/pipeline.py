@@ -209,6 +209,7 @@ def estimate(config: RunConfig, out: Path, bundle: ExportConfig | None = None) -
     run.is_done(config)  # refuses a folder that the run could not use
     with TemporaryDirectory(prefix="attar-") as notes:
         prepare_process()
+        embedding.refuse_to_pay(config.teacher, config.store or run.store)
         job = _prepare(config, run, Path(notes), bundle)
         return planning.estimate(job, config.store or run.store)
 

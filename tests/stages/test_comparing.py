@@ -208,3 +208,34 @@ def test_nothing_but_known_images_is_refused(root: Path, run: Path, tmp_path: Pa
             shutil.copy(path, tmp_path / "data" / name)
     with pytest.raises(UsageError, match="trained or selected on all"):
         compare(run, tmp_path / "data", tmp_path / "out")
+
+
+def test_folders_of_one_name_are_told_apart_by_their_places(
+    root: Path, run: Path, bundle: Path, tmp_path: Path
+) -> None:
+    others = [tmp_path / place / "bundle" for place in ("small", "large")]
+    for other in others:
+        shutil.copytree(bundle, other)
+    asked = compare(run, root / "new", tmp_path / "out", others=(*map(str, others), str(bundle)))
+    rows = roles(asked) - {"student", "teacher", "untrained", "constant-mean"}
+    assert {row.rpartition("/")[2] for row in rows} >= {"bundle"}
+    assert len([row for row in rows if row.endswith("bundle")]) == 3
+    two = compare(run, root / "new", tmp_path / "out", others=tuple(map(str, others)))
+    assert {"small/bundle", "large/bundle"} <= roles(two)
+    twice = compare(run, root / "new", tmp_path / "out", others=(str(bundle), str(bundle)))
+    with pytest.raises(UsageError, match="two models have the role"):
+        pipeline.evaluate(twice)
+
+
+def test_an_answer_that_cannot_be_given_again_leaves_no_old_one(
+    root: Path, run: Path, plain_run: Path, tmp_path: Path
+) -> None:
+    """A plain classifier knows its own classes alone: no old numbers beside the new classes."""
+    first = measured(compare(run, root / "new", tmp_path, baseline=plain_run))
+    assert "baseline" in first["zeroshot_classification"]
+    (tmp_path / "classes.txt").write_text("boat\ncat\ndog\nhorse\n")
+    images = DataConfig(data=(root / "new",), classes=tmp_path / "classes.txt", templates="photo")
+    asked = gather(Comparison(run=run, data=images, out=tmp_path, config=QUICK, baseline=plain_run))
+    again = measured(asked)
+    assert "student" in again["zeroshot_classification"]
+    assert "baseline" not in again["zeroshot_classification"]

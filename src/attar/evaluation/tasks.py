@@ -29,7 +29,8 @@ from attar.evaluation.features import features_of
 from attar.evaluation.fidelity import fidelity
 from attar.evaluation.models import TEACHER, EvaluatedModel
 from attar.evaluation.predictions import file_stem, predictions_path, write_predictions
-from attar.evaluation.zero_shot import generalised_zero_shot, zero_shot
+from attar.evaluation.zero_shot import GENERALISED, generalised_zero_shot, zero_shot
+from attar.evaluation.zero_shot import TASK as ZERO_SHOT
 from attar.files import atomic_path
 from attar.records import Record, append_records, read_records
 
@@ -45,6 +46,9 @@ TASKS: dict[str, EvaluationTask] = {
     "coherence": coherence,
     "cost": cost,
 }
+
+_RECORDED_AS = {"zero_shot": ZERO_SHOT, GENERALISED_TASK: GENERALISED}
+"""What a task's records call it, where that is not its name here."""
 
 _LOG = logging.getLogger(__name__)
 
@@ -93,7 +97,9 @@ def evaluate_models(
         if model.role == TEACHER:
             teacher = evidence
         records = [record for task in tasks for record in task(evidence, teacher, data)]
-        replace_records(out_dir / "results.jsonl", records)
+        names = [_RECORDED_AS.get(name, name) for name in config.tasks]
+        asked = [(model.role, split, dataset, name) for name in names]
+        replace_records(out_dir / "results.jsonl", records, asked)
         results[model.role] = records
     ordered = [record for model in models for record in results[model.role]]
     if not ordered:
@@ -104,16 +110,19 @@ def evaluate_models(
     return ordered
 
 
-def replace_records(path: Path, records: Iterable[Record]) -> None:
+def replace_records(
+    path: Path, records: Iterable[Record], asked: Iterable[tuple[str, str, str, str]] = ()
+) -> None:
     """Write records into results.jsonl in place of those with their role, split, dataset and task.
 
-    The file is replaced as a whole: after a crash it is the old or the new one.
+    What was `asked` in these four and gave no record now leaves none of an earlier evaluation. The
+    file is replaced as a whole: after a crash it is the old or the new one.
     """
     new = list(records)
-    replaced = {_key(record) for record in new}
+    replaced = {*(_key(record) for record in new), *asked}
     old = read_records(path) if path.is_file() else []
     kept = [record for record in old if _key(record) not in replaced]
-    if new:
+    if new or len(kept) < len(old):
         with atomic_path(path) as temporary:
             append_records(temporary, [*kept, *new])
 

@@ -39,7 +39,6 @@ def _one_student(table: ResultTable, student: Row) -> str:
     count = student.counts.get(ALL, 0)
     images = f" ({count:,} images)" if count else ""
     name = f"the student {_name(student)}"
-    does = "is right on" if metric == "acc1" else "gives the teacher's answer on"
     others = [row for row in table.rows if row.series.role != "student"]
     named = [row for row in others if row.series.role in ROLES]
     compared = _comparisons(metric, student, named)
@@ -47,7 +46,7 @@ def _one_student(table: ResultTable, student: Row) -> str:
     value = student.value(metric)
     if not math.isfinite(value):
         return f"On the {_place(table)} {name} has no overall number."
-    text = f"On the {_place(table)}{images} {name} {does} {_share(value)} of images"
+    text = f"On the {_place(table)}{images} {name} {_does(metric, _share(value))}"
     text += (
         f": {_join(compared)}."
         if compared
@@ -55,6 +54,15 @@ def _one_student(table: ResultTable, student: Row) -> str:
     )
     text += f" Against the references it is {_join(references)}." if references else ""
     return " ".join([text, *_worse(metric, student, others), *_details(table, student, others)])
+
+
+def _does(metric: str, share: str) -> str:
+    """Say in words what a student's headline number means."""
+    if metric == "acc1":
+        return f"is right on {share} of images"
+    if metric == "agreement":
+        return f"gives the teacher's answer on {share} of images"
+    return f"has a {HEADLINES[metric]} of {share}"
 
 
 def _worse(metric: str, student: Row, others: Sequence[Row]) -> list[str]:

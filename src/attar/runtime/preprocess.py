@@ -84,7 +84,9 @@ def find_images(inputs: Iterable[Path]) -> list[Path]:
     for path in inputs:
         if path.is_dir():
             files = (p for p in sorted(path.rglob("*")) if p.is_file())
-            inside = [p for p in files if is_image_name(p.name)]
+            inside = [
+                p for p in files if is_image_name(p.name) and not _is_hidden(p.relative_to(path))
+            ]
             if not inside:
                 raise UsageError(f"{path} holds no images; give an image or a folder of images")
             found += inside
@@ -95,6 +97,11 @@ def find_images(inputs: Iterable[Path]) -> list[Path]:
     if not found:
         raise UsageError("no images were given; give an image or a folder of images")
     return found
+
+
+def _is_hidden(path: Path) -> bool:
+    """Whether a file is what some systems add to a folder, such as ._0001.jpg."""
+    return any(part.startswith(".") or part == "__MACOSX" for part in path.parts)
 
 
 def load_inputs(

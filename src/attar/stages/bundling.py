@@ -98,12 +98,15 @@ def _licence(run: RunFolder, spec: StudentSpec) -> str | None:
 
 
 def _threshold(run: RunFolder, class_names: Sequence[str]) -> float:
-    """Return the calibrated threshold; it belongs to the run's own classes: among others, 0."""
-    calibration = run.path / "calibration.json"
-    if not calibration.is_file():
+    """Return the calibrated threshold; it belongs to the classes it was fitted on: else 0."""
+    file = run.path / "calibration.json"
+    if not file.is_file():
         return 0.0
-    own = read_json(run.classes)["names"] if run.classes.is_file() else ()
-    threshold: float = read_json(calibration)["threshold"]
+    calibration = read_json(file)
+    own = calibration.get("class_names")
+    if own is None:  # a run made before they were noted: those it was calibrated on, but for unseen
+        own = read_json(run.classes)["names"] if run.classes.is_file() else ()
+    threshold: float = calibration["threshold"]
     return threshold if set(own) == set(class_names) else 0.0
 
 

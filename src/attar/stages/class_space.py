@@ -199,7 +199,11 @@ def features_to_export(
     if classes is None:
         names = tuple(read_json(run.classes)["names"])
         features = learnt_features(run.path, names)
-        assert features is not None
+        if features is None:
+            raise UsageError(
+                f"{run.path} learnt what stands for the classes it was trained on, and its images "
+                "show others too: give those to be told apart with --classes FILE"
+            )
         return names, features
     path = run.path / "objective.safetensors"
     learnt = load_file(path) if path.is_file() else {}

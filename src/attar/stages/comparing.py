@@ -50,6 +50,7 @@ from attar.stages.opening import (
     open_ours,
     place_of_results,
     refuse_other_teacher,
+    rows_of,
 )
 from attar.store.config import EmbedConfig
 from attar.store.store import Store
@@ -113,7 +114,7 @@ def gather(asked: Comparison) -> EvaluationRequest:
         *([] if knowledge is None else [teacher_of(knowledge.store, config)]),
         student,
         *_beside(asked, student),
-        *(_other(name, images, prompts) for name in asked.others),
+        *(_other(name, row, images, prompts) for name, row in rows_of(asked.others)),
     )
     return EvaluationRequest(
         models=tuple(with_own_classes(model, images.class_names) for model in models),
@@ -137,7 +138,7 @@ def _about_labels(
 ) -> EvaluationRequest:
     """Ask for several labels an image; the teacher gives none and is asked nothing."""
     trained = _of_splits(RunFolder(asked.run).images, "train", "val")
-    others = (_other(name, images, []) for name in asked.others)
+    others = (_other(name, row, images, []) for name, row in rows_of(asked.others))
     return EvaluationRequest(
         models=(student, *_beside(asked, student), *others),
         images=images,
@@ -328,14 +329,13 @@ def _ask(
     return consult(teacher, images, prompts, store, config)
 
 
-def _other(name: str, images: ImageTable, prompts: list[list[str]]) -> EvaluatedModel:
+def _other(name: str, row: str, images: ImageTable, prompts: list[list[str]]) -> EvaluatedModel:
     """Open a further model: a folder of ours, or a teacher with its own text side."""
-    path = Path(name)
-    if is_ours(path):
-        return open_ours(path, path.name)
+    if is_ours(Path(name)):
+        return open_ours(Path(name), row)
     teacher = load_teacher(name)
     flat = [text for of_class in prompts for text in of_class]
     own = None
     if flat:
         own = mean_class_features(teacher.encode_texts(flat), [len(of) for of in prompts])
-    return from_teacher(teacher, role=name, class_features=own)
+    return from_teacher(teacher, role=row, class_features=own)

@@ -25,6 +25,7 @@ from attar.store.config import EmbedConfig
 from attar.store.cost import EmbedCost, embed_cost
 from attar.store.embed import embed_images, embed_texts
 from attar.store.estimate import estimate_embed
+from attar.store.ledger import Ledger
 from attar.store.parts import SET_ASIDE
 from attar.store.paying import paid_by
 from attar.store.store import Store
@@ -32,6 +33,7 @@ from attar.store.writer import refuse_foreign_folder
 from attar.teachers.base import Teacher, TeacherInfo
 from attar.teachers.normalisation import with_imagenet_normalisation
 from attar.teachers.registry import describe_teacher_spec, load_teacher, parse_teacher_spec
+from attar.teachers.remote import as_remote
 
 log = logging.getLogger(__name__)
 
@@ -85,6 +87,23 @@ def introduce(
             f"no teacher given and {store_path} is no store; give --teacher or --store"
         )
     return None, None
+
+
+def refuse_to_pay(teacher_spec: str | None, store_path: Path) -> None:
+    """Refuse a teacher that would have to be paid before anything can be said of it.
+
+    Raises:
+        UsageError: a service that does not say how long its embeddings are, and no store knows.
+    """
+    if teacher_spec is None or parse_teacher_spec(teacher_spec)[0] != "remote":
+        return
+    remote, account = as_remote(load_teacher(teacher_spec)), Ledger(store_path)
+    known = account.known_info() is not None or account.probes()
+    if remote is not None and remote.known_info is None and not known:
+        raise UsageError(
+            f"teacher {teacher_spec} does not say how long its embeddings are, and a dry run asks "
+            "nothing: `attar embed --dry-run` says what asking would cost"
+        )
 
 
 def load(teacher_spec: str, config: EmbedConfig) -> Teacher:

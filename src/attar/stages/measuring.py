@@ -287,7 +287,13 @@ def calibrated_student(
     threshold = abstain_threshold(confidences)
     write_json(
         run.path / "calibration.json",
-        {"logit_scale": scale, "threshold": threshold, "images": len(validation), "split": "val"},
+        {
+            "logit_scale": scale,
+            "threshold": threshold,
+            "images": len(validation),
+            "split": "val",
+            "class_names": validation.class_names,
+        },
     )
     student.spec = replace(student.spec, logit_scale=scale)
     write_json(run.student / "attar.json", to_plain(student.spec))

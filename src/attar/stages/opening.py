@@ -1,6 +1,9 @@
 """What can stand in an evaluation, by its path: a run made by `distill`, or an exported bundle."""
 
 import logging
+import os
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 from attar.evaluation.evidence import NotMeasurable, is_same_teacher
@@ -21,6 +24,27 @@ def is_bundle(path: Path) -> bool:
 def is_ours(path: Path) -> bool:
     """Say whether the folder is a run or a bundle."""
     return is_bundle(path) or RunFolder(path).config.is_file()
+
+
+def rows_of(names: Sequence[str]) -> list[tuple[str, str]]:
+    """Return each further model with its row: a teacher as given, a folder of ours by its name.
+
+    Folders with the same last part, such as two runs' bundles, are named from where they part.
+    """
+    ours = [name for name in names if is_ours(Path(name))]
+    last = Counter(Path(name).name for name in ours)
+    alike = {Path(name).resolve() for name in ours if last[Path(name).name] > 1}
+    common = os.path.commonpath(alike) if len(alike) > 1 else None
+
+    def row(name: str) -> str:
+        path = Path(name)
+        if name not in ours:
+            return name
+        if common is None or path.resolve() not in alike:
+            return path.name
+        return path.resolve().relative_to(common).as_posix()
+
+    return [(name, row(name)) for name in names]
 
 
 def place_of_results(path: Path) -> Path:

@@ -20,6 +20,7 @@ from attar.stages.opening import (
     is_ours,
     open_ours,
     refuse_other_teacher,
+    rows_of,
 )
 from attar.store.config import EmbedConfig
 from attar.store.embed import embed_texts
@@ -113,10 +114,9 @@ def open_contestants(request: SuiteRequest) -> tuple[Contestant, ...]:
             contestants.append(Contestant(model=from_teacher(texts.teacher), texts=texts))
     if (baseline := baseline_of(asked.run, asked.baseline)) is not None:
         contestants.append(_ours(baseline, BASELINE, texts, out))
-    for name in asked.others:
-        path = Path(name)
-        ours = is_ours(path)
-        contestants.append(_ours(path, path.name, texts, out) if ours else _other(name, out))
+    for name, row in rows_of(asked.others):
+        ours = is_ours(Path(name))
+        contestants.append(_ours(Path(name), row, texts, out) if ours else _other(name, out))
     refuse_equal_roles([contestant.model for contestant in contestants])
     return tuple(contestants)
 
