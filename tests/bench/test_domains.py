@@ -289,6 +289,24 @@ def test_a_domain_that_only_the_rates_were_chosen_on_is_no_column(
     assert {record.extra["held_out_domain"] for record in found} == {"art", "sketch"}
 
 
+def test_cells_of_another_grid_are_no_rows_of_this_one(
+    grid: FinishedGrid, ran: list[str], results: Path, tmp_path: Path
+) -> None:
+    (cell,) = (results / "cells/feature-mse/art").glob(
+        f"seed0-lr{chosen_of(grid.out)['feature-mse']:g}.json"
+    )
+    shutil.copy(grid.out / "learning-rates.json", results)
+    text = cell.read_text()
+    assert '"steps": 3' in text
+    cell.write_text(text.replace('"steps": 3', '"steps": 5000'))
+    run_domains(base_config(grid.root), grid_config(grid.root, methods=("erm",)), tmp_path, results)
+    rows, whole = rows_of(results / "table.md"), rows_of(grid.out / "table.md")
+    assert rows["erm"]["art"] == whole["erm"]["art"]
+    assert rows["feature-mse"]["sketch"] == whole["feature-mse"]["sketch"]
+    assert rows["feature-mse"]["art"] == "–"
+    assert ran == []
+
+
 def test_each_held_out_domain_may_have_its_own_teacher(grid: FinishedGrid, tmp_path: Path) -> None:
     spec = f"local-dir:{grid.root}/strict-{{domain}}"
     base = replace(base_config(grid.root), teacher=spec)

@@ -19,7 +19,7 @@ from tests.store.samples import table_of
 from attar.data.images import read_image
 from attar.data.table import ImageTable
 from attar.errors import AttarError, UsageError
-from attar.stages.embedding import consult
+from attar.stages.embedding import consult, refuse_to_pay
 from attar.store.config import EmbedConfig
 from attar.store.cost import embed_cost
 from attar.store.embed import SET_ASIDE, embed_images, embed_texts
@@ -27,6 +27,7 @@ from attar.store.ledger import ANSWERS, LEDGER, Ledger
 from attar.store.paying import pace_of
 from attar.store.store import Store, store_info
 from attar.store.verify import verify_store
+from attar.teachers import remote_address
 from attar.teachers.base import Teacher, Unanswered
 from attar.teachers.registry import load_teacher
 from attar.teachers.remote import TeacherChanged
@@ -272,6 +273,30 @@ def test_the_dry_run_asks_nothing_and_says_what_the_run_will_cost(
             between.bytes = 0
         assert embed_cost(load_teacher(url), table, store, config, TEXTS).queries == 0
         assert "0 queries" in str(embed_cost(load_teacher(url), table, store, config, TEXTS))
+
+
+def test_a_dry_run_of_a_service_that_tells_nothing_is_refused(
+    client: Client, make_images: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its dimension would have to be paid for; a store of it knows it."""
+    models = remote_address._models
+
+    def as_others_list_them(address: object) -> object:
+        data = [{k: v for k, v in one.items() if k != "attar"} for one in models(address)["data"]]
+        return {"data": data}
+
+    monkeypatch.setattr(remote_address, "_models", as_others_list_them)
+    spec = f"{client.url}#tiny?shape=infinity&size=32&interpolation=bilinear"
+    before = client.queries
+    with pytest.raises(UsageError, match="a dry run asks nothing"):
+        refuse_to_pay(spec, tmp_path / "store")
+    assert client.queries == before
+    assert not (tmp_path / "store").exists()
+    fill(spec, make_images(2), tmp_path / "store")
+    before = client.queries
+    refuse_to_pay(spec, tmp_path / "store")
+    refuse_to_pay("pocket", tmp_path / "nowhere")
+    assert client.queries == before
 
 
 def test_verifying_asks_again_and_pays(

@@ -57,6 +57,19 @@ def test_domains_are_named_weakest_and_strongest() -> None:
     assert "no teacher or baseline to compare it with" in text
 
 
+def test_other_measures_are_called_what_they_are() -> None:
+    """A suite's own score, or a mean average precision, is no agreement with the teacher."""
+    for metric, words in (
+        ("score", "score by each data set's own metric"),
+        ("map_11_points", "mean average precision"),
+    ):
+        one = {"domain": ALL, "metrics": {metric: 0.61}}
+        text = say([record("student", None, **one), record("teacher", None, **one)])
+        assert f"has a {words} of 61.0 %" in text
+        assert "teacher's answer" not in text
+        assert "is right on" not in text
+
+
 def test_unlabelled_images_speak_of_agreement_only() -> None:
     def fidelity(role: str, agreement: float, **changes: object) -> Record:
         metrics = {"agreement": agreement, "mean_cosine": agreement}

@@ -94,3 +94,11 @@ def test_files_come_as_given_and_folders_sorted(tmp_path):
     assert [path.name for path in found] == ["1.JPG", "2.png", "a.png"]
     with pytest.raises(UsageError, match="no images were given"):
         find_images([])
+
+
+def test_what_a_mac_adds_to_a_folder_is_no_image(tmp_path):
+    for name in ("a.jpg", "._a.jpg", "__MACOSX/a.jpg", ".thumbnails/a.jpg", "in/b.jpg"):
+        (tmp_path / ".home" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / ".home" / name).touch()
+    found = find_images([tmp_path / ".home"])
+    assert [str(path.relative_to(tmp_path / ".home")) for path in found] == ["a.jpg", "in/b.jpg"]

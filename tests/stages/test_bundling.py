@@ -25,6 +25,20 @@ def test_the_threshold_belongs_to_the_runs_own_classes(run: Path) -> None:
     )
 
 
+def test_a_threshold_of_seen_classes_is_not_that_of_all(run: Path, tmp_path: Path) -> None:
+    copied = RunFolder(shutil.copytree(run, tmp_path / "run"))
+    calibration = read_json(copied.path / "calibration.json")
+    assert calibration["class_names"] == list(CLASSES)
+    seen = {**calibration, "class_names": CLASSES[:2]}
+    write_json(copied.path / "calibration.json", seen)
+    spec = load_student(run).spec
+    assert facts_of(copied, spec, CLASSES).threshold == 0
+    assert facts_of(copied, spec, CLASSES[:2]).threshold == calibration["threshold"]
+    older = {k: v for k, v in calibration.items() if k != "class_names"}
+    write_json(copied.path / "calibration.json", older)
+    assert facts_of(copied, spec, CLASSES).threshold == calibration["threshold"]
+
+
 def test_a_licence_is_that_of_the_students_own_teacher(run: Path, tmp_path: Path) -> None:
     copied = RunFolder(shutil.copytree(run, tmp_path / "run"))
     _restrict(copied.path / "store")

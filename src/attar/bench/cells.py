@@ -4,6 +4,7 @@ The results file is what the tables are made of. It carries the configuration th
 stands for its cell on any machine: a grid goes on from results alone, without the run folders.
 """
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -17,6 +18,8 @@ from attar.methods.registry import find_method, method_options
 from attar.records import Record
 from attar.run import RunConfig, differences, plain_options
 from attar.stages.request import fill_sections
+
+log = logging.getLogger(__name__)
 
 _PLACES = ("data", "store", "classes", "baseline")
 """Options that say where something is and not what it is."""
@@ -132,13 +135,28 @@ def load_cell(
     return [Record(**line) for line in stored["records"]]
 
 
-def load_cells(folder: Path) -> list[Record]:
+def load_cells(folder: Path, alike: Mapping[tuple[str, str], Any]) -> list[Record]:
     """Read every finished cell below a folder, in the order of their names.
 
-    Run folders, with files of their own, may stand beside the cells' results.
+    Run folders, with files of their own, may stand beside the cells' results. Another grid may have
+    left cells there too: those that are not `alike` in these options, {(section, name): value}, are
+    left out, but for options that are a row's own.
     """
     found: list[Record] = []
-    for path in sorted([*folder.glob("*/*/*.json"), *folder.glob(f"{STRICT}/*.json")]):
+    for path in sorted(folder.glob("*/*/*.json")):
+        records = load_cell(path) or []
+        own = str(records[0].extra.get("variant")) if records else ""
+        stored = read_json(path)["config"]
+        others = [
+            f"{section}.{name} {stored[section][name]}"
+            for (section, name), value in alike.items()
+            if f"{section}.{name} " not in own and stored[section][name] != value
+        ]
+        if others:
+            log.warning("%s is another grid's (%s): not in the table", path, ", ".join(others))
+        else:
+            found += records
+    for path in sorted(folder.glob(f"{STRICT}/*.json")):
         found += load_cell(path) or []
     return found
 

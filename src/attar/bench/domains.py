@@ -15,6 +15,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from attar.bench.cells import (
     STRICT,
@@ -241,7 +242,7 @@ def _tabulate(grid: Grid) -> None:
     only_tried = {grid.config.lr_domain} - set(grid.domains)
     wanted = [
         record
-        for record in load_cells(grid.kept.results / "cells")
+        for record in load_cells(grid.kept.results / "cells", _alike(grid.base))
         if record.role == STRICT_ROLE
         or rates.get(record.extra["method"], {}).get("chosen") == record.extra["lr"]
     ]
@@ -255,6 +256,15 @@ def _tabulate(grid: Grid) -> None:
         "seeds": _seeds(wanted) or len(grid.config.seeds),
     }
     write_tables(wanted, grid.kept.results, facts)
+
+
+def _alike(base: RunConfig) -> dict[tuple[str, str], Any]:
+    """Return what all rows of a table share, unless a row says otherwise."""
+    return {
+        ("student", "name"): base.student,
+        ("student", "image_size"): base.student_config.image_size,
+        ("training", "steps"): base.training.steps,
+    }
 
 
 def _seeds(records: Sequence[Record]) -> str:
