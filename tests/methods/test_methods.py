@@ -1,6 +1,8 @@
 """Every registered method: phases fill the budget, gradients arrive, no teacher inside."""
 
 import inspect
+import math
+from typing import get_args, get_type_hints
 
 import pytest
 import torch
@@ -135,4 +137,19 @@ def test_unknown_method_and_option_name_the_nearest() -> None:
 )
 def test_an_option_out_of_its_range_is_refused(method: str, option: str, value: float) -> None:
     with pytest.raises(UsageError, match=rf"--method\.{option} {value}.*: must"):
+        method_options(find_method(method), {option: value})
+
+
+NUMBERS = [
+    (method.name, name)
+    for method in METHODS.values()
+    for name, kind in get_type_hints(method.options).items()
+    if float in (kind, *get_args(kind))
+]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -1.0])
+@pytest.mark.parametrize(("method", "option"), NUMBERS)
+def test_no_option_takes_what_is_no_sensible_number(method: str, option: str, value: float) -> None:
+    with pytest.raises(UsageError, match=rf"--method\.{option.replace('_', '-')}"):
         method_options(find_method(method), {option: value})

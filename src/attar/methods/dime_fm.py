@@ -20,6 +20,7 @@ from attar.errors import AttarError, UsageError
 from attar.losses import distance_preservation, pseudo_score_distillation, score_distillation
 from attar.methods.base import Method, Objective, Phase, Sizes, Views
 from attar.methods.gathering import gather_with_gradients
+from attar.methods.parts import require
 from attar.types import Batch, Loss, Outputs
 
 
@@ -52,20 +53,17 @@ class DimeFMOptions:
 
     def __post_init__(self) -> None:
         for name in ("vl_weight", "pvl_weight", "udist_weight"):
-            self._require(name, 0 <= getattr(self, name) < math.inf, "0 or more")
+            value = getattr(self, name)
+            require(0 <= value < math.inf, name, value, "0 or more")
         for name in ("vl_temperature", "pvl_temperature", "udist_temperature", "scale"):
-            self._require(name, 0 < getattr(self, name) < math.inf, "above 0")
+            value = getattr(self, name)
+            require(0 < value < math.inf, name, value, "above 0")
         if self.vl_weight + self.pvl_weight + self.udist_weight == 0:
             raise UsageError(
                 "all three weights of dime-fm are 0: give one, as in --method.vl-weight 0.7"
             )
         if self.text_batch is not None:
-            self._require("text_batch", self.text_batch >= 1, "1 or more")
-
-    def _require(self, name: str, is_so: bool, wanted: str) -> None:
-        if not is_so:
-            option = f"--method.{name.replace('_', '-')}"
-            raise UsageError(f"{option} {getattr(self, name)}: must be {wanted}")
+            require(self.text_batch >= 1, "text_batch", self.text_batch, "1 or more")
 
 
 class UnpairedDistillation(Objective):

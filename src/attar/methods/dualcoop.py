@@ -6,15 +6,17 @@ asymmetric loss trains the probabilities, and the whole image's feature is drawn
 """
 
 import abc
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from attar.errors import AttarError, UsageError
+from attar.errors import AttarError
 from attar.losses import image_contrastive
 from attar.methods.base import ClassFeatures, Method, Objective, Phase, Sizes, Views
+from attar.methods.parts import require
 from attar.methods.prompt_learning import LearntPrompts
 from attar.multilabel import asymmetric_loss, region_probabilities
 from attar.teachers.text_embedding import PromptEncoder
@@ -79,15 +81,11 @@ class MultiLabelOptions:
 
     def __post_init__(self) -> None:
         for name in ("image_contrastive", "gamma_negative", "gamma_positive"):
-            if getattr(self, name) < 0:
-                option = name.replace("_", "-")
-                raise UsageError(f"--method.{option} {getattr(self, name)}: must be 0 or more")
-        if self.temperature <= 0:
-            raise UsageError(f"--method.temperature {self.temperature}: must be above 0")
-        if not 0 <= self.clip < 1:
-            raise UsageError(f"--method.clip {self.clip}: must be 0 or more, below 1")
-        if self.context < 1:
-            raise UsageError(f"--method.context {self.context}: must be at least 1")
+            value = getattr(self, name)
+            require(0 <= value < math.inf, name, value, "0 or more")
+        require(0 < self.temperature < math.inf, "temperature", self.temperature, "above 0")
+        require(0 <= self.clip < 1, "clip", self.clip, "0 or more, below 1")
+        require(self.context >= 1, "context", self.context, "at least 1")
 
 
 class MultiLabelObjective(Objective):

@@ -4,9 +4,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from attar.errors import UsageError
 from attar.methods.base import Method, Objective, Phase, Sizes
-from attar.methods.parts import cross_entropy, labels_of
+from attar.methods.parts import cross_entropy, labels_of, require
 from attar.types import Batch, Loss, Outputs
 
 
@@ -18,10 +17,8 @@ class ERMOptions:
     """Share of the target spread over all classes."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.label_smoothing < 1:
-            raise UsageError(
-                f"--method.label-smoothing {self.label_smoothing}: must be 0 or more, below 1"
-            )
+        share = self.label_smoothing
+        require(0 <= share < 1, "label_smoothing", share, "0 or more, below 1")
 
 
 class CrossEntropy(Objective):

@@ -9,6 +9,7 @@ between vision and language: L_vlprox (eq. 6). Language enrichment: descriptions
 list, captions (L_cap, eq. 8), prompts learnt through the teacher's text tower (CoOp).
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -26,6 +27,7 @@ from attar.losses import (
     proximity,
 )
 from attar.methods.base import Method, Need, Objective, Phase, Sizes, Views
+from attar.methods.parts import require
 from attar.types import Batch, Loss, Outputs
 
 Preset = Literal["code", "paper"]
@@ -69,11 +71,12 @@ class LiOptions:
                 f"--method.{', --method.'.join(n.replace('_', '-') for n in TERMS)}: give "
                 "weights of at least 0, not all of them 0"
             )
-        if self.temperature <= 0:
-            raise UsageError(f"--method.temperature {self.temperature}: must be above 0")
+        for name, weight in zip(TERMS, weights, strict=True):
+            require(weight < math.inf, name, weight, "a number")
+        require(0 < self.temperature < math.inf, "temperature", self.temperature, "above 0")
         for name, least in (("nearest", 1), ("context", 0)):
-            if getattr(self, name) < least:
-                raise UsageError(f"--method.{name} {getattr(self, name)}: give at least {least}")
+            value = getattr(self, name)
+            require(value >= least, name, value, f"at least {least}")
 
 
 @dataclass(frozen=True)

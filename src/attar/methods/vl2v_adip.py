@@ -15,7 +15,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from attar.errors import AttarError, UsageError
+from attar.errors import AttarError
 from attar.losses import embedding_alignment
 from attar.methods.base import ClassEmbedding, Method, Need, Objective, Phase, Sizes, Views
 from attar.methods.label_weight import (
@@ -60,11 +60,9 @@ class VL2VOptions:
     and teacher see the same; `online`: the teacher is asked about every augmented image."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.image_weight <= 1:
-            raise UsageError(f"--method.image-weight {self.image_weight}: must lie in 0 ... 1")
+        require(0 <= self.image_weight <= 1, "image_weight", self.image_weight, "in 0 ... 1")
         check_label_weight(self.label_weight)
-        if not 0 <= self.align_share < 1:
-            raise UsageError(f"--method.align-share {self.align_share}: must be 0 or more, below 1")
+        require(0 <= self.align_share < 1, "align_share", self.align_share, "0 or more, below 1")
         require(0 < self.interpolation <= 1, "interpolation", self.interpolation, ABOVE_0_TO_1)
 
 
