@@ -3,7 +3,8 @@
     data → teacher → store → student → method → training → evaluation → export → report
 
 Every stage is a function from typed configuration and paths to a path, and has its own command.
-Only this module and `attar.stages` know more than one of them.
+No stage knows another: this module and `attar.stages` put them together, and `suites`, `bench` and
+`demo` build on that.
 """
 
 import logging

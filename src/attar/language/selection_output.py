@@ -1,7 +1,6 @@
 """What a selection leaves behind: the chosen sentences, a table of all, and a page to look at."""
 
 import json
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from attar.files import atomic_path, write_text
+from attar.files import atomic_folder, atomic_path, write_text
 from attar.language.selection import (
     CHOSEN,
     FILLED,
@@ -76,14 +75,13 @@ def _write_texts(texts: Store, chosen: NDArray[np.int64], file: Path) -> None:
 def _write_view(texts: Store, chosen: NDArray[np.int64], folder: Path) -> None:
     """Write a store of the chosen sentences alone, which needs the large one no more."""
     teacher, dtype = texts.info.teacher, texts.info.dtype
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    with StoreWriter.open(partial, teacher, dtype, shard_rows=_ROWS) as writer:
+    with (
+        atomic_folder(folder) as temporary,
+        StoreWriter.open(temporary, teacher, dtype, shard_rows=_ROWS) as writer,
+    ):
         for start in range(0, len(chosen), _ROWS):
             rows = chosen[start : start + _ROWS]
             writer.add_texts(texts.captions(rows), texts.features_of_texts(rows))
-    shutil.rmtree(folder, ignore_errors=True)
-    partial.rename(folder)
 
 
 def _write_table(selection: Selection, texts: Store, names: Sequence[str], file: Path) -> None:
