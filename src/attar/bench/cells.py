@@ -135,7 +135,7 @@ def load_cell(
     return [Record(**line) for line in stored["records"]]
 
 
-def load_cells(folder: Path, alike: Mapping[tuple[str, str], Any]) -> list[Record]:
+def load_cells(folder: Path, alike: Mapping[tuple[str, str], Any] | None = None) -> list[Record]:
     """Read every finished cell below a folder, in the order of their names.
 
     Run folders, with files of their own, may stand beside the cells' results. Another grid may have
@@ -149,7 +149,7 @@ def load_cells(folder: Path, alike: Mapping[tuple[str, str], Any]) -> list[Recor
         stored = read_json(path)["config"]
         others = [
             f"{section}.{name} {stored[section][name]}"
-            for (section, name), value in alike.items()
+            for (section, name), value in (alike or {}).items()
             if f"{section}.{name} " not in own and stored[section][name] != value
         ]
         if others:
