@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from tests.cli.commands import FAST, Give, Outcome, World
+from tests.cli.commands import FAST, Give, Outcome, World, save_image
 
 from attar.records import Record, read_records
 from attar.store.store import Store
@@ -199,3 +199,16 @@ def test_a_dry_run_says_one_line_and_leaves_nothing(
     assert "300 training steps" in line
     assert "MB of disk" in line
     assert list(tmp_path.iterdir()) == []
+
+
+def test_one_image_a_class_is_trained_on_and_nothing_is_measured(
+    give: Give, world: World, tmp_path: Path
+) -> None:
+    for number in range(5):
+        save_image(tmp_path / "one" / f"class {number}" / "only.png", number)
+    out = succeeded(
+        give("distill", "--data", tmp_path / "one", "--teacher", world.teacher, *FAST,
+             "--method=feature-mse", "--no-references", "--out", tmp_path / "run")
+    )  # fmt: skip
+    assert "nothing was measured: all images were trained on" in out
+    assert out.splitlines()[-1] == str(tmp_path / "run")

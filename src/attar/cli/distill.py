@@ -1,5 +1,6 @@
 """`attar distill`: the whole path with one command."""
 
+import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal
@@ -96,8 +97,9 @@ def distill(
         print(pipeline.estimate(config, options.out, bundle))
         return
     run = pipeline.distill(config, options.out, command=command_line(), bundle=bundle)
-    print_results(run / "results.jsonl")
-    print(run)
+    if os.environ.get("RANK", "0") == "0":  # of the processes that torchrun starts one speaks
+        print_results(run / "results.jsonl")
+        print(run)
 
 
 def run_config(

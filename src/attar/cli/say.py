@@ -23,6 +23,12 @@ def print_results(results: Path, roles: Iterable[str] = ()) -> None:
 
     from attar.report.tables import COHERENCE, COST, HEADLINES, MULTI_LABEL, three_way_table
 
+    if not results.is_file():
+        print(
+            "nothing was measured: all images were trained on, too few a class to keep any back; "
+            "`attar evaluate` measures the student on others"
+        )
+        return
     wanted = set(roles)
     records = [r for r in read_records(results) if not wanted or r.role in wanted]
     what = next((m for m in HEADLINES if any(m in r.metrics for r in records)), "agreement")
