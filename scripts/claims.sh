@@ -118,7 +118,16 @@ emoji)  # unseen classes: the eight combinations of Li et al.'s table 1, and its
         $terms+descriptions $terms+prompts $terms+descriptions+prompts; do
         rows+=(--rows "$row")
     done
-    classes "${emoji[@]}" "${rows[@]}"
+    classes "${emoji[@]}" "${rows[@]}"  # writes the images and keywords.json as well
+    made=runs/unseen-classes-emoji
+    [[ -f $made/captions.csv ]] ||
+        attar caption --data $made/emoji --source retrieval --texts "${SENTENCES:?}" \
+            --teacher pocket --store $made/captions-store --out $made/captions.csv
+    for row in $terms+caption $terms+descriptions+caption $terms+descriptions+caption+prompts; do
+        rows+=(--rows "$row")
+    done
+    classes "${emoji[@]}" "${rows[@]}" --data $made/captions.csv \
+        --descriptions $made/keywords.json --splits.unseen-share 0.5 --splits.held-out-domain noto
     ;;
 emoji-seeds)  # a table of its own, since every row of one has the same seeds
     classes unseen-classes-emoji-seeds "${lite0[@]}" --student.image-size 96 "${seeds[@]}" \

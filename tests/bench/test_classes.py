@@ -7,9 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from tests.bench.small_classes import LR, NAMES, base_config, write_root
 from tests.bench.small_grid import rows_of
-from tests.doubles import make_openclip_folder
 
 from attar import pipeline
 from attar.bench.class_rows import config_of, words_of
@@ -20,51 +19,22 @@ from attar.data.splits import SplitConfig
 from attar.data.table import ImageTable
 from attar.errors import UsageError
 from attar.evaluation.config import EvaluationConfig
-from attar.files import read_json, write_json
+from attar.files import read_json
 from attar.records import read_records
-from attar.run import DataConfig, RunConfig, RunFolder, from_options, plain_options
+from attar.run import DataConfig, RunFolder, from_options, plain_options
 from attar.runtime.bundle import Bundle
 from attar.stages.class_space import learnt_features
 from attar.stages.comparing import Comparison, gather
 from attar.stages.retrieval_config import RetrievalConfig
-from attar.store.config import EmbedConfig
-from attar.students.config import StudentConfig
 from attar.students.student import load_student
-from attar.training.config import TrainingConfig
 
-NAMES = ("blue", "cyan", "green", "pink", "red", "yellow")
 ROWS = ("closed-set", "classification", "classification+image-contrastive+descriptions")
-LR = 1e-3
 QUICK = EvaluationConfig(workers=0)
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("unseen-classes")
-    make_openclip_folder(folder / "teacher", embed_dim=32, image_size=32, context_length=16)
-    generator = np.random.default_rng(0)
-    for place, name in enumerate(NAMES):
-        for number in range(10):
-            pixels = generator.integers(0, 90, (32, 32, 3), dtype=np.uint8)
-            pixels[..., place % 3] += np.uint8(40 * (1 + place // 3))
-            path = folder / "pictures" / name / f"{number}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(pixels).save(path)
-    write_json(folder / "described.json", {name: [f"a {name} thing"] for name in NAMES})
-    return folder
-
-
-def base_config(root: Path) -> RunConfig:
-    return RunConfig(
-        data=DataConfig(data=(root / "pictures",)),
-        teacher=f"local-dir:{root / 'teacher'}",
-        student="test_resnet",
-        splits=SplitConfig(val_fraction=0.2, test_fraction=0.2, unseen_share=0.5),
-        student_config=StudentConfig(image_size=32, weights="none"),
-        training=TrainingConfig(steps=2, batch_size=6, workers=0, precision="fp32"),
-        embed=EmbedConfig(workers=0),
-        evaluation=EvaluationConfig(workers=0),
-    )
+    return write_root(tmp_path_factory.mktemp("unseen-classes"))
 
 
 @pytest.fixture(scope="module")
@@ -336,25 +306,6 @@ def test_results_are_averaged_over_the_last_epochs(root: Path, tmp_path: Path) -
     ]
     assert len(alone) == record.extra["students"] == 2
     assert record.metrics["acc1"] == pytest.approx(np.mean(alone))
-
-
-def test_captions_are_embedded_and_learnt_from(root: Path, tmp_path: Path) -> None:
-    lines = ["path,label,caption"]
-    for path in sorted((root / "pictures").glob("*/*.png")):
-        caption = "" if path.stem == "9" else f"{path.parent.name} number {path.stem}"
-        lines.append(f"{path},{path.parent.name},{caption}")
-    (tmp_path / "list.csv").write_text("\n".join(lines) + "\n")
-    config = replace(
-        base_config(root),
-        data=DataConfig(data=(tmp_path / "list.csv",)),
-        method="li2023",
-        method_options={"caption": 1.0},
-    )
-    run = pipeline.distill(config, tmp_path / "run")  # with its estimate
-    logged = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    assert any("term/caption" in line for line in logged)
-    with pytest.raises(UsageError, match="needs captions"):
-        pipeline.distill(replace(config, data=base_config(root).data), tmp_path / "no-captions")
 
 
 def test_a_grid_without_validation_images_takes_one_rate_untried(

@@ -27,6 +27,9 @@ _PLACES = ("data", "store", "classes", "baseline")
 _PACE = ("workers", "log_every", "checkpoint_every", "shard_rows", "commit_seconds")
 """Options within a section that change nothing but the pace."""
 
+CAPTIONS = "captions"
+"""What names the captions of a row that learns from them, beside its options."""
+
 STRICT = "strict-teacher"
 """Folder of the strict teachers' cells, in the place of a method's name."""
 
@@ -61,14 +64,19 @@ def file_name(domain: str) -> str:
     return domain.replace("/", "_")
 
 
-def what_was_run(config: RunConfig) -> dict[str, Any]:
+def what_was_run(config: RunConfig, images: ImageTable | None = None) -> dict[str, Any]:
     """Return the options that decide a cell's result, wherever and however fast it is made.
 
-    The method's are all named, so that a cell stays what it was when a default is changed.
+    The method's are all named, so that a cell stays what it was when a default is changed. A cell
+    that learns from the captions of `images` is told by those as well.
     """
-    chosen = method_options(find_method(config.method), config.method_options)
+    method = find_method(config.method)
+    chosen = method_options(method, config.method_options)
     config = replace(fill_sections(config), method_options=to_plain(chosen))
-    return {
+    captions = {}
+    if images is not None and CAPTIONS in method.needs_with(chosen):
+        captions = {CAPTIONS: _captions_digest(images)}
+    return captions | {
         name: {k: v for k, v in value.items() if k not in _PACE}
         if isinstance(value, dict)
         else value
@@ -89,6 +97,11 @@ def digest_of(images: ImageTable, *files: Path | None) -> str:
     )
     contents = [sha256_file(path) for path in files if path is not None]
     return sha256_text("\n".join([*rows, *contents]))
+
+
+def _captions_digest(images: ImageTable) -> str:
+    rows = sorted(f"{k} {c or ''}" for k, c in zip(images.keys, images.captions, strict=True))
+    return sha256_text("\n".join(rows))
 
 
 def _name(names: Sequence[str], index: int) -> str:
@@ -112,7 +125,8 @@ def load_cell(
 ) -> list[Record] | None:
     """Read a finished cell's records; None when it is not there.
 
-    A cell that was made before cells knew their images is taken at its configuration's word.
+    A cell that was made before cells knew their images, or their captions, is taken at its
+    configuration's word.
 
     Raises:
         UsageError: the cell was run with another configuration than `config`, or on other images
@@ -121,7 +135,8 @@ def load_cell(
     if not path.is_file():
         return None
     stored = read_json(path)
-    changed = [] if config is None else differences(stored["config"], config)
+    known = {k: v for k, v in (config or {}).items() if k != CAPTIONS or k in stored["config"]}
+    changed = [] if config is None else differences(stored["config"], known)
     if changed:
         raise UsageError(
             f"{path} was run with another configuration ({'; '.join(changed)}); choose another "

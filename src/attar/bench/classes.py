@@ -62,6 +62,7 @@ class ClassGrid:
     base: RunConfig
     rows: Mapping[str, Row]
     config: ClassesConfig
+    images: ImageTable
     kept: Kept
 
 
@@ -123,6 +124,7 @@ def _open(base: RunConfig, config: ClassesConfig, out: Path, results: Path) -> C
         base=base,
         rows=rows,
         config=config,
+        images=table,
         kept=Kept(
             out=out,
             results=results,
@@ -197,13 +199,13 @@ def _planned(grid: ClassGrid, cell: ClassCell) -> Planned:
         splits=replace(own.splits, seed=cell.seed),
         training=replace(own.training, lr=cell.lr, seed=cell.seed),
     )
-    said = _what_was_run(config, cell.row)
+    said = _what_was_run(grid, config, cell.row)
     return Planned(name=cell.name, config=config, said=said, facts=asdict(cell))
 
 
-def _what_was_run(config: RunConfig, row: str) -> dict[str, Any]:
+def _what_was_run(grid: ClassGrid, config: RunConfig, row: str) -> dict[str, Any]:
     """Return a cell's options; descriptions count by what they say, not by where they are."""
-    said = what_was_run(config)
+    said = what_was_run(config, grid.images)
     classes = config.data.classes
     if DESCRIPTIONS in row and classes is not None and classes.is_file():
         said[DESCRIPTIONS] = sha256_file(classes)

@@ -183,7 +183,7 @@ def _planned(grid: Grid, cell: Cell) -> Planned:
         splits=replace(own.splits, seed=cell.seed),
         training=replace(own.training, lr=cell.lr, seed=cell.seed),
     )
-    said = what_was_run(config)
+    said = what_was_run(config, grid.images)
     return Planned(name=cell.name, config=config, said=said, facts=cell.facts())
 
 
