@@ -46,6 +46,12 @@ classes() {  # classes RESULTS OPTION...
         --out "runs/$name" --results "$results/$name" "$@"
 }
 
+picture() {  # the README's
+    python scripts/domains_picture.py --out docs/unseen-domains.svg \
+        --results $results/unseen-domains-pacs \
+        --rows erm feature-mse vl2v-adip vl2v-adip+frozen-bn attar-2026-11-23
+}
+
 foundation() {  # foundation RESULTS SENTENCES ARM...
     local name=$1 sentences=$2
     shift 2
@@ -87,6 +93,7 @@ entry)  # our own entries, then what tells their gain apart
         domains unseen-domains-pacs runs/pacs "${lite0[@]}" --teacher pocket --methods vl2v-adip \
             --variants "$results/own-entry/$rows.yaml" "${seeds[@]}"
     done
+    picture
     ;;
 strict)  # teachers that never saw the held-out domain; whom to follow where they are weak
     strict_heads art_painting cartoon photo sketch
