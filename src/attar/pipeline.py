@@ -20,11 +20,9 @@ from attar.files import check_writable, write_json, write_text
 from attar.run import DataConfig, RunConfig, RunFolder
 from attar.stages import (
     bundling,
-    class_embeddings,
     class_space,
-    corpus,
-    domain_texts,
     embedding,
+    further_texts,
     images,
     learning,
     measuring,
@@ -151,9 +149,7 @@ def _prepare(
         student=learning.build(config, method, info, splits.source.train.class_names, teacher),
         teacher_dim=None if info is None else info.dim,
     )
-    corpus.check(job, store)
-    domain_texts.check(job, store)
-    class_embeddings.check(job, store)
+    further_texts.check(job, store)
     class_space.check(job)
     several_labels.check(job)
     return job
@@ -167,9 +163,7 @@ def _consult(job: Job, store: Path, *, asks: bool) -> Knowledge | None:
     if job.teacher is None and "teacher" not in job.recipe[0].needs and job.config.store is None:
         return None
     if asks:
-        corpus.consult(job, store)
-        domain_texts.consult(job, store)
-        class_embeddings.consult(job, store)
+        further_texts.consult(job, store)
     teacher = job.teacher if asks else None
     return embedding.consult(teacher, job.images, job.texts, store, job.config.embed, job.captions)
 

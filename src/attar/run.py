@@ -38,6 +38,11 @@ class DataConfig:
     strict: bool = False
     """Stop at the first image that cannot be read, instead of setting it aside."""
 
+    @property
+    def name(self) -> str:
+        """What results call these images: the last part of each path, "photos+list.csv"."""
+        return "+".join(path.name for path in self.data)
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:

@@ -219,7 +219,7 @@ def _measure_strict_teacher(grid: Grid, domain: str) -> None:
     teacher, _ = introduce(spec, folder / "store", needed=True, config=grid.base.embed)
     knowledge = consult(teacher, part, prompts, folder / "store", grid.base.embed)
     model = replace(from_store(knowledge.store), role=STRICT_ROLE)
-    dataset = "+".join(place.name for place in grid.base.data.data)
+    dataset = grid.base.data.name
     records = evaluate_models(
         [model],
         part,

@@ -183,7 +183,7 @@ def run_embeddings(asked: EmbeddingsRequest) -> Path:
             target=splits.held_out,
             neighbours=asked.neighbours,
         )
-        records += _measure(held_out, domain, "+".join(path.name for path in asked.data.data))
+        records += _measure(held_out, domain, asked.data.name)
     write_results(records, asked.out, _table(records))
     return asked.out
 

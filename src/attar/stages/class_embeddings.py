@@ -4,6 +4,8 @@ Texts are asked about once and kept in the run's store, like prompts; means of i
 """
 
 import logging
+from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +20,6 @@ from attar.methods.base import ClassEmbedding
 from attar.prompts import domain_prompts
 from attar.stages.embedding import Knowledge, read_class_features
 from attar.stages.job import Job
-from attar.stages.sentences import check_texts
-from attar.store.embed import embed_texts
-from attar.store.missing import count_missing_texts
-from attar.store.store import open_store
 
 log = logging.getLogger(__name__)
 
@@ -50,8 +48,7 @@ def check(job: Job, store_path: Path) -> None:
     """Refuse what cannot be made; write and ask nothing.
 
     Raises:
-        UsageError: no domain is named, a class has no source image to take the mean of, or a store
-            lacks texts while no teacher is given.
+        UsageError: no domain is named, or a class has no source image to take the mean of.
     """
     if choice(job) == "source-images":
         images = job.source.train
@@ -67,27 +64,13 @@ def check(job: Job, store_path: Path) -> None:
             f"--method.class-embedding {choice(job)} is made of the domains' names, and no "
             "training image has one: leave it out"
         )
-    if of_classes:
-        check_texts(_flat(of_classes), job.teacher, store_path, job.config.embed)
     if choice(job) == "all-domains":
         log.warning("--method.class-embedding all-domains knows the held-out domain: an oracle")
 
 
-def _flat(of_classes: list[list[str]]) -> list[str]:
-    return [text for of_class in of_classes for text in of_class]
-
-
-def count_missing(job: Job, store_path: Path) -> int:
-    """Return how many texts the teacher is still to be asked about."""
-    if job.teacher is None:
-        return 0
-    return count_missing_texts(open_store(store_path), _flat(texts(job)))
-
-
-def consult(job: Job, store_path: Path) -> None:
-    """Ask the teacher about the texts that the store lacks."""
-    if job.teacher is not None and count_missing(job, store_path):
-        embed_texts(job.teacher, _flat(texts(job)), store_path, job.config.embed)
+def asked(job: Job) -> Iterator[str]:
+    """Yield the texts as the teacher is asked about them."""
+    return chain.from_iterable(texts(job))
 
 
 def features(job: Job, knowledge: Knowledge) -> tuple[tuple[str, ...], Tensor]:

@@ -51,6 +51,7 @@ from attar.stages.opening import (
     place_of_results,
     refuse_other_teacher,
     rows_of,
+    seen_keys,
 )
 from attar.store.config import EmbedConfig
 from attar.store.store import Store
@@ -152,7 +153,7 @@ def _about_labels(
 
 
 def _dataset(asked: Comparison) -> str:
-    return "+".join(path.name for path in asked.data.data)
+    return asked.data.name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,10 +201,7 @@ def _under(names: tuple[str, ...], images: ImageTable) -> ImageTable:
 
 def _leave_out(images: ImageTable, path: Path) -> ImageTable:
     """Return the images that the run, or the run that a bundle lies in, did not learn from."""
-    run = RunFolder(place_of_results(path))
-    if not (run.config.is_file() and run.images.is_file()):
-        return images
-    seen = set(_of_splits(run.images, "train", "val", "few_shot").keys)
+    seen = seen_keys([path])
     kept = [row for row, key in enumerate(images.keys) if key not in seen]
     if not kept:
         raise UsageError(
@@ -221,10 +219,9 @@ def _leave_out(images: ImageTable, path: Path) -> ImageTable:
 
 def _only_training(images: ImageTable, path: Path) -> ImageTable:
     """Return the images that the run learnt from: coherence is compared on them too."""
-    run = RunFolder(place_of_results(path))
-    if not run.images.is_file():
+    trained = seen_keys([path], ("train", "few_shot"))
+    if not trained:
         raise UsageError(f"{path} does not say what it was trained on: --split train needs a run")
-    trained = set(_of_splits(run.images, "train", "few_shot").keys)
     kept = [row for row, key in enumerate(images.keys) if key in trained]
     if not kept:
         raise UsageError(f"{path} was trained on none of these {len(images):,} images")

@@ -20,11 +20,10 @@ from attar.files import read_json, write_json
 from attar.run import RunFolder
 from attar.stages.embedding import Knowledge
 from attar.stages.job import Job
-from attar.stages.sentences import check_texts, entries_of, texts_of
-from attar.store.embed import embed_texts
+from attar.stages.sentences import entries_of, texts_of
 from attar.store.layout import check_teacher
-from attar.store.missing import count_missing_texts, in_parts
-from attar.store.store import Store, open_store
+from attar.store.missing import in_parts
+from attar.store.store import Store
 from attar.teachers.base import TeacherInfo
 from attar.training.streams import TextStream, beginnings
 
@@ -37,8 +36,8 @@ def check(job: Job, store_path: Path) -> None:
     """Refuse sentences that cannot be learnt from; write and ask nothing.
 
     Raises:
-        UsageError: the method learns from none, the file is broken, a store of another teacher, or
-            the sentences are neither in the store nor can they be asked about.
+        UsageError: the method learns from none, or they are a store that is of another teacher,
+            empty, or to be joined with prompts.
     """
     texts = job.config.texts
     if "text" not in job.needs:
@@ -50,22 +49,17 @@ def check(job: Job, store_path: Path) -> None:
         return
     if texts is not None and _is_store(texts):
         _check_store(job, texts, store_path)
-    else:
-        check_texts(_file_texts(job), job.teacher, store_path, job.config.embed)
 
 
-def count_missing(job: Job, store_path: Path) -> int:
-    """Return how many texts the teacher is still to be asked about."""
-    if "text" not in job.needs or job.teacher is None or _whole_store(job) is not None:
-        return 0
-    return count_missing_texts(open_store(store_path), _file_texts(job))
+def asked(job: Job) -> Iterator[str]:
+    """Return the sentences of the file, read as they are needed; a store's are known already.
 
-
-def consult(job: Job, store_path: Path) -> None:
-    """Ask the teacher about the sentences that the store lacks."""
-    missing = count_missing(job, store_path)
-    if missing and job.teacher is not None:
-        embed_texts(job.teacher, _file_texts(job), store_path, job.config.embed, missing=missing)
+    The classes' prompts are asked about with the images.
+    """
+    config = job.config
+    if "text" not in job.needs or config.texts is None or _is_store(config.texts):
+        return iter(())
+    return texts_of(config.texts, config.data.templates)
 
 
 def streams(job: Job, knowledge: Knowledge | None, run: RunFolder) -> Streams:
@@ -129,12 +123,6 @@ def stand_in(job: Job) -> Streams:
         return {}
     features = F.normalize(torch.randn(_batch_size(job), job.student.spec.dim), dim=-1)
     return {"text": lambda step: features}
-
-
-def _file_texts(job: Job) -> Iterator[str]:
-    """Yield the texts of the file; the classes' prompts are asked about with the images."""
-    config = job.config
-    return iter(()) if config.texts is None else texts_of(config.texts, config.data.templates)
 
 
 def _entries(job: Job) -> Iterator[Entry]:

@@ -2,6 +2,8 @@
 images with: asked about once, kept in the run's store, and given to training with every batch.
 """
 
+from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +16,6 @@ from attar.stages.class_embeddings import domains_of
 from attar.stages.corpus import Streams
 from attar.stages.embedding import Knowledge
 from attar.stages.job import Job
-from attar.stages.sentences import check_texts
-from attar.store.embed import embed_texts
-from attar.store.missing import count_missing_texts
-from attar.store.store import open_store
 
 _STREAM = "domain_texts"
 
@@ -45,32 +43,14 @@ def texts(job: Job) -> list[list[str]]:
     return domain_prompts(table.class_names, words)
 
 
-def _flat(job: Job) -> list[str]:
-    return [text for of_class in texts(job) for text in of_class]
-
-
 def check(job: Job, store_path: Path) -> None:
-    """Refuse what cannot be asked about; write and ask nothing.
-
-    Raises:
-        UsageError: no domain is named, or a store lacks texts while no teacher is given.
-    """
-    flat = _flat(job)
-    if flat:
-        check_texts(flat, job.teacher, store_path, job.config.embed)
+    """Refuse what cannot be asked about: no domain is named (UsageError)."""
+    texts(job)
 
 
-def count_missing(job: Job, store_path: Path) -> int:
-    """Return how many texts the teacher is still to be asked about."""
-    if job.teacher is None:
-        return 0
-    return count_missing_texts(open_store(store_path), _flat(job))
-
-
-def consult(job: Job, store_path: Path) -> None:
-    """Ask the teacher about the texts that the store lacks."""
-    if job.teacher is not None and count_missing(job, store_path):
-        embed_texts(job.teacher, _flat(job), store_path, job.config.embed)
+def asked(job: Job) -> Iterator[str]:
+    """Yield the texts as the teacher is asked about them."""
+    return chain.from_iterable(texts(job))
 
 
 def streams(job: Job, knowledge: Knowledge | None) -> Streams:
@@ -78,7 +58,7 @@ def streams(job: Job, knowledge: Knowledge | None) -> Streams:
     wanted = texts(job)
     if not wanted or knowledge is None:
         return {}
-    found = np.asarray(knowledge.store.text_features(_flat(job)), dtype=np.float32)
+    found = np.asarray(knowledge.store.text_features(list(asked(job))), dtype=np.float32)
     features = F.normalize(torch.from_numpy(found), dim=-1)
     shaped = features.view(len(wanted), len(wanted[0]), -1)
     return {_STREAM: lambda step: shaped}

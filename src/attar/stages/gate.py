@@ -94,7 +94,7 @@ def run_gate(asked: GateRequest) -> Path:
     if asked.student is not None:
         of_models["student"] = _student_features(asked, knowledge, plan)
     found = judge(plan.images, answers, of_models, plan.judged, asked.config)
-    dataset = "+".join(place.name for place in asked.data.data)
+    dataset = asked.data.name
     records = gate_records(found, knowledge.teacher, dataset, asked.config, asked.student)
     results = asked.out / RESULTS
     with atomic_path(results) as temporary:

@@ -185,7 +185,7 @@ class Measured:
 
     @property
     def _dataset(self) -> str:
-        return "+".join(path.name for path in self.config.data.data)
+        return self.config.data.name
 
     def coherence_on(self, split: str, table: ImageTable) -> list[Record]:
         """Measure the coherence with the teacher on images that training learnt from."""

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from attar.data.table import ImageTable
 from attar.evaluation.evidence import NotMeasurable, is_same_teacher
 from attar.evaluation.models import EvaluatedModel, open_model
 from attar.run import RunFolder
@@ -14,6 +15,9 @@ from attar.stages.measuring import open_run
 from attar.teachers.base import TeacherInfo
 
 log = logging.getLogger(__name__)
+
+SEEN = ("train", "val", "few_shot")
+"""Splits of the images that a run was trained or selected on."""
 
 
 def is_bundle(path: Path) -> bool:
@@ -50,6 +54,21 @@ def rows_of(names: Sequence[str]) -> list[tuple[str, str]]:
 def place_of_results(path: Path) -> Path:
     """Return the folder that keeps results: the run's own, but nothing is added to a bundle."""
     return path.resolve().parent if is_bundle(path) else path
+
+
+def seen_keys(paths: Sequence[Path], splits: Sequence[str] = SEEN) -> frozenset[str]:
+    """Return the keys of all images of these splits of runs, or of the runs that bundles lie in.
+
+    By default what they were trained or selected on; a folder that is no run has seen nothing.
+    """
+    keys: set[str] = set()
+    for path in paths:
+        run = RunFolder(place_of_results(path))
+        if run.config.is_file() and run.images.is_file():
+            table = ImageTable.load(run.images)
+            known = zip(table.keys, table.splits, strict=True)
+            keys |= {key for key, split in known if split in splits}
+    return frozenset(keys)
 
 
 def open_ours(path: Path, role: str) -> EvaluatedModel:

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from attar.methods.base import ClassFeatures, FrozenClassFeatures
-from attar.stages import class_embeddings, class_space, corpus, domain_texts, label_weight
+from attar.stages import class_space, corpus, domain_texts, further_texts, label_weight
 from attar.stages.job import Job
 from attar.stages.learning import plan_phases
 from attar.store.estimate import EmbedEstimate, estimate_embed, seconds_per_image
@@ -52,9 +52,7 @@ def estimate(job: Job, store_path: Path) -> Estimate:
         missing = estimate_embed(job.teacher.info, job.images, store, embed, flat)
         if missing.missing_images:
             asking = missing.seconds(seconds_per_image(job.teacher, embed))
-    sentences = sum(
-        stage.count_missing(job, store_path) for stage in (corpus, domain_texts, class_embeddings)
-    )
+    sentences = further_texts.count_missing(job, store_path)
     steps, training = _training_seconds(job)
     weights = sum(p.numel() * p.element_size() for p in job.student.parameters())
     return Estimate(

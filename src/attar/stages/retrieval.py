@@ -120,7 +120,7 @@ def _record(
     measured.pop("ece")
     task, split = task_and_split
     return Record(
-        dataset="+".join(path.name for path in config.data.data),
+        dataset=config.data.name,
         model=model.name,
         pretrained=model.pretrained,
         task=task,

@@ -70,7 +70,7 @@ def corruptions(request: SuiteRequest) -> Iterator[list[Record]]:
     own = read_own_images(request)
     images = _drawn(_unseen(own), options.suite_limit, options.suite_seed)
     log.warning("%s", NOTE)
-    dataset = "+".join(path.name for path in request.comparison.data.data)
+    dataset = request.comparison.data.name
     data = evaluation_data(images, SPLIT, None, dataset)
     for contestant in contestants:
         model = contestant.knowing(images.class_names, own.prompts)

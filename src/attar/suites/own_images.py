@@ -11,7 +11,7 @@ from attar.run import DataConfig, RunFolder
 from attar.stages.comparing import Comparison
 from attar.stages.embedding import prompts_of
 from attar.stages.images import read_image_table
-from attar.suites.probe_splits import seen_keys
+from attar.stages.opening import seen_keys
 from attar.suites.request import SuiteRequest
 
 

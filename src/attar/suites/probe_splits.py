@@ -12,8 +12,6 @@ from attar.evaluation.evidence import evaluation_data
 from attar.evaluation.linear_probe_config import LinearProbeConfig
 from attar.evaluation.probe_labels import known_rows, labels_of
 from attar.evaluation.probing import ProbeData
-from attar.run import RunFolder
-from attar.stages.opening import is_ours, place_of_results
 
 log = logging.getLogger(__name__)
 
@@ -25,18 +23,6 @@ FOLDERS = {
 """What a folder's name, in any case, says about the images in it."""
 
 _TESTS = ("test_id", "test_ood", "held_out")
-
-
-def seen_keys(paths: Sequence[Path]) -> frozenset[str]:
-    """Return the keys of all images that these runs or bundles were trained or selected on."""
-    keys: set[str] = set()
-    for path in paths:
-        file = RunFolder(place_of_results(path)).images
-        if is_ours(path) and file.is_file():
-            table = ImageTable.load(file)
-            known = zip(table.keys, table.splits, strict=True)
-            keys |= {key for key, split in known if split in ("train", "val", "few_shot")}
-    return frozenset(keys)
 
 
 def probe_data(
