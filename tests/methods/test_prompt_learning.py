@@ -159,14 +159,15 @@ def test_the_context_is_drawn_by_its_seed(clip: Teacher) -> None:
     assert one.std().item() == pytest.approx(0.02, rel=0.1)
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
-def test_chunks_change_nothing(teacher: Teacher, checkpointing: bool) -> None:
+@pytest.mark.parametrize("keep", [0, 6e4, 1e9])  # none, some, and all of the activations
+def test_chunks_change_nothing(teacher: Teacher, keep: float) -> None:
     encoder = prompt_encoder(teacher)
+    weights = torch.arange(1.0, len(NAMES) + 1)  # a class in another's place would be noticed
     results = []
-    for options in ({}, {"chunk": 2, "checkpointing": checkpointing}):
+    for options in ({}, {"chunk": 2, "keep": keep}):
         prompts = LearntPrompts(encoder, NAMES, **options)
         features = prompts()
-        features[:, 0].square().sum().backward()
+        (features[:, 0].square() * weights).sum().backward()
         results.append((features.detach(), prompts.context.grad))
     for one, other in zip(*results, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
@@ -185,7 +186,29 @@ def test_checkpointing_keeps_less(clip: Teacher) -> None:
             prompts()
         return sum(sizes)
 
-    assert kept(checkpointing=True) < kept() / 10
+    assert kept(keep=0) < kept() / 10
+    assert kept(keep=0) < kept(keep=6e5) < kept()
+
+
+def test_texts_of_like_length_pass_the_tower_together(teacher: Teacher) -> None:
+    encoder, lengths = prompt_encoder(teacher), []
+    prompts = LearntPrompts(encoder, [*NAMES, "cat", "a very long name of a house"], chunk=2)
+    encode = encoder.encode
+
+    def noting(embeddings: torch.Tensor, tokens: dict) -> torch.Tensor:
+        lengths.append(embeddings.shape[1])
+        return encode(embeddings, tokens)
+
+    with pytest.MonkeyPatch.context() as patched, torch.no_grad():
+        patched.setattr(type(encoder), "encode", lambda self, *words: noting(*words))
+        prompts()
+    assert lengths == sorted(lengths)
+    tokens = encoder.tokenize([f"{'X ' * 8}{name}." for name in ("dog", "red house by the sea")])
+    of_dog = int(encoder.lengths(tokens)[0])
+    assert lengths[0] == of_dog  # [dog, horse], cut to what is read of them
+    # Towers that look at the padding have no length of their own for a text.
+    cut = int(encoder.lengths(tokens)[0]) < tokens["input_ids"].shape[1]
+    assert (lengths[0] < lengths[-1]) == cut
 
 
 def test_a_long_description_is_cut_and_its_end_kept(clip: Teacher, caplog) -> None:

@@ -17,7 +17,7 @@ from attar.errors import AttarError
 from attar.losses import image_contrastive
 from attar.methods.base import ClassFeatures, Method, Objective, Phase, Sizes, Views
 from attar.methods.parts import require
-from attar.methods.prompt_learning import LearntPrompts
+from attar.methods.prompt_learning import KEPT_BYTES, LearntPrompts
 from attar.multilabel import asymmetric_loss, region_probabilities
 from attar.teachers.text_embedding import PromptEncoder
 from attar.types import Batch, Loss, Outputs
@@ -39,11 +39,10 @@ class PositiveNegativePrompts(ClassFeatures):
         *,
         length: int = 8,
         seed: int = 0,
-        checkpointing: bool = False,
     ) -> "PositiveNegativePrompts":
         """Draw both contexts; `texts` [C] (names, with descriptions or not) serve both."""
         positive, negative = (
-            LearntPrompts(encoder, texts, length=length, seed=one, checkpointing=checkpointing)
+            LearntPrompts(encoder, texts, length=length, seed=one, keep=KEPT_BYTES / 2)
             for one in (2 * seed, 2 * seed + 1)
         )
         return cls(positive, negative)

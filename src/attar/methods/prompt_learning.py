@@ -18,6 +18,10 @@ from attar.methods.base import ClassFeatures
 from attar.teachers.text_embedding import PromptEncoder, Tokens
 
 INITIAL_STD = 0.02
+KEPT_BYTES = 2e9
+"""Activations of the text tower that are kept for the backward pass; the rest is made again."""
+_KEPT_OF_A_PLACE = 12
+"""float32 numbers that a layer keeps of a place, in widths of an embedding; 11 of MiniLM."""
 
 
 class LearntPrompts(ClassFeatures):
@@ -36,7 +40,7 @@ class LearntPrompts(ClassFeatures):
         length: int = 8,
         seed: int = 0,
         chunk: int = 64,
-        checkpointing: bool = False,
+        keep: float = KEPT_BYTES,
     ) -> None:
         """Draw the context from N(0, 0.02²) and place it before each class's text.
 
@@ -45,9 +49,10 @@ class LearntPrompts(ClassFeatures):
             texts: [C] one a class, its name or its name and description.
             length: context vectors, shared by all classes.
             seed: of the initial context.
-            chunk: classes that pass the tower together.
-            checkpointing: where there are several chunks, keep no activations of the tower and
-                compute each again in the backward pass, which then needs the memory of one.
+            chunk: classes that pass the tower together; those with texts of like length do, so
+                that little padding is computed.
+            keep: bytes of the tower's activations that are kept for the backward pass, about. The
+                chunks beyond them are computed again there, one at a time.
 
         Raises:
             UsageError: too many context vectors for what the tower reads.
@@ -58,25 +63,26 @@ class LearntPrompts(ClassFeatures):
         self._encoder = (encoder,)
         self._texts = tuple(texts)
         self._chunk = chunk
-        self._checkpointing = checkpointing
-        self._tokens, self._start = _place_context(encoder, texts, length)
+        self._keep = keep
+        tokens, self._start = _place_context(encoder, texts, length)
+        self._parts, self._places = _by_length(encoder, tokens, chunk)
         generator = torch.Generator().manual_seed(seed)
         initial = torch.randn(length, encoder.width, generator=generator) * INITIAL_STD
         self.context = nn.Parameter(initial)
 
     def forward(self) -> Tensor:
         """Return the unit class features [C, D], differentiable in the context."""
-        again = self._checkpointing and len(self._texts) > self._chunk
-        features = []
-        for start in range(0, len(self._texts), self._chunk):
-            rows = slice(start, start + self._chunk)
-            tokens = {name: tensor[rows] for name, tensor in self._tokens.items()}
-            if again and torch.is_grad_enabled():
+        (encoder,) = self._encoder
+        of_a_place = 4 * _KEPT_OF_A_PLACE * encoder.width * encoder.depth
+        features, kept = [], 0.0
+        for tokens in self._parts:
+            kept += of_a_place * tokens["input_ids"].numel()
+            if kept > self._keep and torch.is_grad_enabled():
                 part = checkpoint(self._encode, self.context, tokens, use_reentrant=False)
             else:
                 part = self._encode(self.context, tokens)
             features.append(part)
-        return torch.cat(features).to(self.context.device)
+        return torch.cat(features)[self._places].to(self.context.device)
 
     def _encode(self, context: Tensor, tokens: Tokens) -> Tensor:
         """Return the unit features of some classes, computed where the tower is."""
@@ -95,7 +101,7 @@ class LearntPrompts(ClassFeatures):
             texts,
             length=len(self.context),
             chunk=self._chunk,
-            checkpointing=self._checkpointing,
+            keep=self._keep,
         )
         other.context = self.context
         return other
@@ -128,3 +134,14 @@ def _place_context(encoder: PromptEncoder, texts: Sequence[str], length: int) ->
             "tokens that the teacher reads: use fewer"
         )
     return tokens, int(start)
+
+
+def _by_length(encoder: PromptEncoder, tokens: Tokens, chunk: int) -> tuple[list[Tokens], Tensor]:
+    """Return chunks of texts of like length, each cut to its longest, and where each text went."""
+    lengths = encoder.lengths(tokens)
+    order = lengths.argsort(stable=True)
+    parts = [
+        {name: tensor[rows, : int(lengths[rows].max())] for name, tensor in tokens.items()}
+        for rows in torch.split(order, chunk)
+    ]
+    return parts, order.argsort()

@@ -97,10 +97,8 @@ def _draw(job: Job, teacher: Teacher, texts: Sequence[str]) -> Prompts:
     encoder, length = prompt_encoder(teacher), context_length(job)
     seed = job.config.training.seed
     if job.recipe[0].paired_prompts:
-        return PositiveNegativePrompts.draw(
-            encoder, texts, length=length, seed=seed, checkpointing=True
-        )
-    return LearntPrompts(encoder, texts, length=length, seed=seed, checkpointing=True)
+        return PositiveNegativePrompts.draw(encoder, texts, length=length, seed=seed)
+    return LearntPrompts(encoder, texts, length=length, seed=seed)
 
 
 def go_on_from(phases: Sequence[Phase], run: Path | None) -> None:

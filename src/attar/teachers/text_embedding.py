@@ -9,6 +9,7 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from attar.errors import UsageError
@@ -30,9 +31,15 @@ class PromptEncoder(Protocol):
     """D, the teacher's joint dimension."""
     width: int
     """W, the width of a token embedding."""
+    depth: int
+    """Layers of the tower."""
 
     def tokenize(self, texts: Sequence[str]) -> Tokens:
         """Return the tokens of N texts on the tower's device; longer ones are cut, end kept."""
+        ...
+
+    def lengths(self, tokens: Tokens) -> Tensor:
+        """Return how many places of each text are read [N]: L could be cut there."""
         ...
 
     def embed(self, tokens: Tokens) -> Tensor:
@@ -65,6 +72,7 @@ class OpenClipText:
         self._say_cut = _SayCut()
         self.dim = dim
         self.width = int(parts.token_embedding.weight.shape[1])
+        self.depth = len(parts.transformer.resblocks)
 
     def tokenize(self, texts: Sequence[str]) -> Tokens:
         """Return {"input_ids": [N, L]}, see `PromptEncoder`."""
@@ -72,10 +80,15 @@ class OpenClipText:
 
         self._say_cut(count_cut(self._tokenizer, texts), texts)
         ids = self._tokenizer(list(texts)).to(self._parts.token_embedding.weight.device)
-        if self._parts.attn_mask is not None and self._pool_type in _POOLED_AT_END:
-            at_end = ids if self._pool_type == "argmax" else (ids == self._eos_id).int()
-            ids = ids[:, : int(at_end.argmax(dim=-1).max()) + 1]
-        return {"input_ids": ids}
+        return {"input_ids": ids[:, : int(self.lengths({"input_ids": ids}).max())]}
+
+    def lengths(self, tokens: Tokens) -> Tensor:
+        """Return where each text ends [N], or L where the tower looks at the padding too."""
+        ids = tokens["input_ids"]
+        if self._parts.attn_mask is None or self._pool_type not in _POOLED_AT_END:
+            return torch.full((len(ids),), ids.shape[1])
+        at_end = ids if self._pool_type == "argmax" else ids.eq(self._eos_id or 0).int()
+        return at_end.argmax(dim=-1).cpu() + 1
 
     def embed(self, tokens: Tokens) -> Tensor:
         """Return the embeddings [N, L, W] of ordinary tokens."""
@@ -111,12 +124,17 @@ class PocketText:
         self._say_cut = _SayCut()
         self.dim = dim
         self.width = self._words.embedding_dim
+        self.depth = int(tower.model.config.num_hidden_layers)
 
     def tokenize(self, texts: Sequence[str]) -> Tokens:
         """Return what MiniLM reads, padded to the longest text, see `PromptEncoder`."""
         self._say_cut(self._tokenizer.count_cut(texts), texts)
         device = self._words.weight.device
         return {name: tensor.to(device) for name, tensor in self._tokenizer(texts).items()}
+
+    def lengths(self, tokens: Tokens) -> Tensor:
+        """Return how many tokens each text has [N]."""
+        return tokens["attention_mask"].sum(dim=1).cpu()
 
     def embed(self, tokens: Tokens) -> Tensor:
         """Return the embeddings [N, L, W] of ordinary tokens."""
