@@ -19,6 +19,11 @@ export OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 budget=(--training.steps 200 --training.precision fp32 --training.workers 1 --jobs "$jobs")
 seeds=(--seeds 0 --seeds 1 --seeds 2)
 lite0=(--student tf_efficientnet_lite0)
+terms=classification+image-contrastive+proximity
+emoji=("${lite0[@]}" --student.image-size 96)
+drawn=runs/unseen-classes-emoji
+captioned=(--data $drawn/captions.csv --descriptions $drawn/keywords.json
+    --splits.unseen-share 0.5 --splits.held-out-domain noto)
 
 odd_half() { python scripts/odd_half.py "${PACS:?}" runs/pacs-odd; }
 
@@ -50,6 +55,12 @@ picture() {  # the README's
     python scripts/domains_picture.py --out docs/unseen-domains.svg \
         --results $results/unseen-domains-pacs \
         --rows erm feature-mse vl2v-adip vl2v-adip+frozen-bn attar-2026-11-23
+}
+
+emoji_captions() {  # to each drawing the nearest sentence under the teacher
+    [[ -f $drawn/captions.csv ]] ||
+        attar caption --data $drawn/emoji --source retrieval --texts "${SENTENCES:?}" \
+            --teacher pocket --store $drawn/captions-store --out $drawn/captions.csv
 }
 
 foundation() {  # foundation RESULTS SENTENCES ARM...
@@ -116,43 +127,39 @@ white-box)
         --lrs 3e-5 --lrs 1e-4 --lrs 3e-4
     ;;
 emoji)  # unseen classes: the eight combinations of Li et al.'s table 1, and its table 5
-    terms=classification+image-contrastive+proximity
-    emoji=(unseen-classes-emoji "${lite0[@]}" --student.image-size 96)
     rows=()
     for row in closed-set classification feature-mse classification+feature-mse image-contrastive \
         classification+image-contrastive classification+image-contrastive+feature-mse $terms \
         $terms+feature-mse image-contrastive+proximity image-contrastive+proximity+feature-mse \
-        $terms+descriptions $terms+prompts $terms+descriptions+prompts; do
+        $terms+descriptions; do
         rows+=(--rows "$row")
     done
-    classes "${emoji[@]}" "${rows[@]}"  # writes the images and keywords.json as well
-    made=runs/unseen-classes-emoji
-    [[ -f $made/captions.csv ]] ||
-        attar caption --data $made/emoji --source retrieval --texts "${SENTENCES:?}" \
-            --teacher pocket --store $made/captions-store --out $made/captions.csv
-    for row in $terms+caption $terms+descriptions+caption $terms+descriptions+caption+prompts; do
-        rows+=(--rows "$row")
-    done
-    classes "${emoji[@]}" "${rows[@]}" --data $made/captions.csv \
-        --descriptions $made/keywords.json --splits.unseen-share 0.5 --splits.held-out-domain noto
+    classes unseen-classes-emoji "${emoji[@]}" "${rows[@]}"  # writes the pictures as well
+    emoji_captions
+    classes unseen-classes-emoji "${emoji[@]}" "${captioned[@]}" "${rows[@]}" \
+        --rows $terms+caption --rows $terms+descriptions+caption
+    # A step through the text tower takes as long as seven others: one learning rate, the one that
+    # all rows above have chosen.
+    classes unseen-classes-emoji-prompts "${emoji[@]}" "${captioned[@]}" --lrs 3e-3 \
+        --rows $terms+prompts --rows $terms+descriptions+prompts \
+        --rows $terms+descriptions+caption+prompts
+    python scripts/coherence_correlation.py --results $results/unseen-classes-emoji \
+        $results/unseen-classes-emoji-prompts
     ;;
 emoji-seeds)  # a table of its own, since every row of one has the same seeds
-    classes unseen-classes-emoji-seeds "${lite0[@]}" --student.image-size 96 "${seeds[@]}" \
-        --lrs 3e-3 --rows classification --rows classification+image-contrastive \
-        --rows classification+image-contrastive+proximity \
-        --rows classification+image-contrastive+proximity+descriptions
+    classes unseen-classes-emoji-seeds "${emoji[@]}" "${seeds[@]}" --lrs 3e-3 \
+        --rows classification --rows classification+image-contrastive --rows $terms \
+        --rows $terms+descriptions
     ;;
 scratch)
     classes unseen-classes-scratch --student resnet18 --student.weights none \
         --student.image-size 64 "${seeds[@]}" --rows classification \
-        --rows classification+image-contrastive \
-        --rows classification+image-contrastive+proximity \
-        --rows classification+image-contrastive+proximity+descriptions
+        --rows classification+image-contrastive --rows $terms --rows $terms+descriptions
     ;;
 one-task)
     [[ -e flickr8k-captions.txt ]] || ln -s "$(realpath "${SENTENCES:?}")" flickr8k-captions.txt
     classes one-task "${lite0[@]}" --student.image-size 96 "${seeds[@]}" --rows closed-set \
-        --rows classification+image-contrastive+proximity --methods vl2v-adip --methods attar \
+        --rows $terms --methods vl2v-adip --methods attar \
         --methods feature-mse --methods kd --variants $results/one-task/variants.yaml
     ;;
 foundation)
