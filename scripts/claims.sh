@@ -143,8 +143,8 @@ emoji)  # unseen classes: the eight combinations of Li et al.'s table 1, and its
     classes unseen-classes-emoji-prompts "${emoji[@]}" "${captioned[@]}" --lrs 3e-3 \
         --rows $terms+prompts --rows $terms+descriptions+prompts \
         --rows $terms+descriptions+caption+prompts
-    python scripts/coherence_correlation.py --results $results/unseen-classes-emoji \
-        $results/unseen-classes-emoji-prompts
+    python scripts/coherence_correlation.py --same-images emoji captions.csv \
+        --results $results/unseen-classes-emoji $results/unseen-classes-emoji-prompts
     ;;
 emoji-seeds)  # a table of its own, since every row of one has the same seeds
     classes unseen-classes-emoji-seeds "${emoji[@]}" "${seeds[@]}" --lrs 3e-3 \

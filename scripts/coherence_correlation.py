@@ -15,7 +15,7 @@ import itertools
 import math
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +48,7 @@ from attar.bench.ranks import (
 )
 from attar.errors import UsageError
 from attar.files import atomic_path, write_json, write_text
-from attar.records import read_records
+from attar.records import Record, read_records
 from attar.report.looks import ACCENT, INK, LINE, MUTED, new_figure, quiet
 
 LEAST = 3
@@ -327,6 +327,10 @@ def _scatter(axes: Axes, points: Points, place: int) -> None:
     axes.xaxis.label.set_fontsize(9)
 
 
+def _under_one_name(record: Record, names: Sequence[str]) -> Record:
+    return replace(record, dataset=names[0]) if record.dataset in names else record
+
+
 def main(words: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -334,11 +338,20 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--results", nargs="+", type=Path, required=True, help="folders with results.jsonl"
     )
-    folders = parser.parse_args(words).results
+    parser.add_argument(
+        "--same-images",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="names that the same images go by, such as a folder's and a manifest's of it",
+    )
+    options = parser.parse_args(words)
+    folders = options.results
     for folder in folders:
         if not (folder / "results.jsonl").is_file():
             raise UsageError(f"--results {folder} has no results.jsonl: run `attar bench classes`")
-    points = read_points([r for f in folders for r in read_records(f / "results.jsonl")])
+    records = [r for f in folders for r in read_records(f / "results.jsonl")]
+    points = read_points([_under_one_name(record, options.same_images) for record in records])
     found = measure(points)
     page = tables(found, points.domains)
     write_json(folders[0] / "coherence.json", found)

@@ -305,6 +305,16 @@ def test_what_cannot_be_correlated_is_refused(script: ModuleType, tmp_path: Path
         script.main(["--results", str(empty)])
 
 
+def test_a_folder_and_its_manifest_are_the_same_images(script: ModuleType, tmp_path: Path) -> None:
+    one = write(tmp_path / "one", records_of({"a": [0.1], "b": [0.2]}, float))
+    named = [replace(r, dataset="captions.csv") for r in records_of({"c": [0.3]}, float)]
+    folders = ["--results", str(one), str(write(tmp_path / "two", named))]
+    script.main([*folders, "--same-images", "emoji", "captions.csv"])
+    assert read_json(one / "coherence.json")["rows"] == ["a", "b", "c"]
+    with pytest.raises(UsageError, match="several datasets"):
+        script.main([*folders, "--same-images", "emoji", "others.csv"])
+
+
 def test_two_values_of_one_number_are_refused(script: ModuleType, tmp_path: Path) -> None:
     records = records_of({"a": [0.1], "b": [0.2], "c": [0.3]}, float)
     one = write(tmp_path / "one", records)
