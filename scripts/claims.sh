@@ -58,6 +58,7 @@ picture() {  # the README's
 }
 
 emoji_captions() {  # to each drawing the nearest sentence under the teacher
+    # Where rounding makes another sentence the nearest, caption cells made elsewhere are refused.
     [[ -f $drawn/captions.csv ]] ||
         attar caption --data $drawn/emoji --source retrieval --texts "${SENTENCES:?}" \
             --teacher pocket --store $drawn/captions-store --out $drawn/captions.csv
@@ -127,6 +128,7 @@ white-box)
         --lrs 3e-5 --lrs 1e-4 --lrs 3e-4
     ;;
 emoji)  # unseen classes: the eight combinations of Li et al.'s table 1, and its table 5
+    : "${SENTENCES:?}"
     rows=()
     for row in closed-set classification feature-mse classification+feature-mse image-contrastive \
         classification+image-contrastive classification+image-contrastive+feature-mse $terms \

@@ -4,7 +4,7 @@
         --rows erm feature-mse vl2v-adip attar-2026-11-23 --out docs/unseen-domains.svg
 
 Reads what `attar bench domains` wrote (results.jsonl, and nothing else). A panel a held-out domain
-and one for their mean: each row's mean over seeds is a bar, its seeds are dots; the
+and one for their mean: each row's mean over seeds is a tick, its seeds are dots; the
 lines are the teacher and the teacher that never saw the domain. The file says which results it was
 drawn from, by their sha256, so that a picture of older results can be told.
 """

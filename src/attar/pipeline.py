@@ -96,7 +96,7 @@ def _run(
                 cost = planning.estimate(job, store) if estimated else None
                 check_writable(run.path, cost.disk_bytes if cost else 0)
                 run.open(config, command)
-                images.save_with_splits(job.images, job.splits, run.images)
+                images.keep_with_splits(job.images, job.splits, run)
                 write_json(run.classes, {"names": job.images.class_names, "texts": job.texts})
         with request.logging_to(run):
             if processes.is_main:

@@ -201,6 +201,11 @@ class RunFolder:
         return self.path / "corpus.json"
 
     @property
+    def checkpoints(self) -> Path:
+        """Where training stands; there once it has begun."""
+        return self.path / "checkpoints"
+
+    @property
     def student(self) -> Path:
         """The trained student."""
         return self.path / "student"

@@ -1,6 +1,7 @@
 """Rows that learn from captions."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -60,6 +61,11 @@ def test_a_row_is_known_by_the_captions_it_learns_from(
         run((learns,), "picture")
     cell = out / "cells" / learns / "seed0" / f"lr{LR:g}.json"
     older = read_json(cell)
+    cell.unlink()  # its run folder lies there, done with the other captions
+    with pytest.raises(
+        UsageError, match=rf"{re.escape(str(cell.with_suffix('')))} was run on other"
+    ):
+        run((learns,), "picture")
     del older["config"]["captions"]
     write_json(cell, older)
     run((learns,), "picture")  # of a time when cells did not know their captions

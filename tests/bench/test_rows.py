@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tests.bench.small_grid import base_config
+from tests.bench.small_grid import base_config, write_teachers
 
 from attar.bench.cells import Cell, what_was_run
 from attar.bench.config import DomainsConfig
@@ -80,11 +80,12 @@ def test_frozen_batchnorm_is_said_as_the_run_has_it(tmp_path: Path) -> None:
 
 
 def test_another_teacher_has_a_store_of_its_own(tmp_path: Path) -> None:
+    other = f"local-dir:{write_teachers(tmp_path)}"
     rows = rows_of(
         tmp_path,
-        """
-        strict: {method: vl2v-adip, teacher: "pocket-without:sketch"}
-        strict-kd: {method: kd, teacher: "pocket-without:sketch"}
+        f"""
+        strict: {{method: vl2v-adip, teacher: "{other}"}}
+        strict-kd: {{method: kd, teacher: "{other}"}}
         """,
     )
     stores = {rows[name].config.store for name in ("strict", "strict-kd")}

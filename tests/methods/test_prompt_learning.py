@@ -1,5 +1,6 @@
 """Learnt prompts: the tower's own features, gradient to the context alone, any C in chunks."""
 
+import copy
 import importlib.util
 import logging
 from pathlib import Path
@@ -22,7 +23,7 @@ from attar.data.splits import SourceSplits
 from attar.errors import UsageError
 from attar.methods.base import Sizes
 from attar.methods.dualcoop import METHOD, MultiLabelOptions, PositiveNegativePrompts
-from attar.methods.prompt_learning import LearntPrompts
+from attar.methods.prompt_learning import KEPT_BYTES, LearntPrompts, activation_bytes
 from attar.store.store import Store
 from attar.store.writer import StoreWriter
 from attar.students.config import StudentConfig
@@ -173,21 +174,43 @@ def test_chunks_change_nothing(teacher: Teacher, keep: float) -> None:
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
 
 
-def test_checkpointing_keeps_less(clip: Teacher) -> None:
-    def kept(**options) -> int:
-        sizes = []
+def kept_bytes(prompts: LearntPrompts) -> int:
+    """Return how many bytes a forward pass keeps, each storage once, beside the tower's weights."""
+    (encoder,) = prompts._encoder
+    tower = encoder._tower if hasattr(encoder, "_tower") else encoder._parts
+    known = {weight.untyped_storage().data_ptr() for weight in tower.parameters()}
+    found = {}
 
-        def pack(tensor: torch.Tensor) -> torch.Tensor:
-            sizes.append(tensor.numel())
-            return tensor
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        found[storage.data_ptr()] = (storage.nbytes(), tensor)  # held, so that no place comes twice
+        return tensor
 
-        prompts = LearntPrompts(prompt_encoder(clip), NAMES * 8, chunk=4, **options)
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            prompts()
-        return sum(sizes)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        prompts()
+    return sum(size for place, (size, _) in found.items() if place not in known)
 
-    assert kept(keep=0) < kept() / 10
-    assert kept(keep=0) < kept(keep=6e5) < kept()
+
+def test_what_is_kept_is_about_what_is_reckoned(teacher: Teacher) -> None:
+    encoder = prompt_encoder(teacher)
+    prompts = LearntPrompts(encoder, NAMES * 20)
+    reckoned = sum(activation_bytes(encoder, tokens) for tokens in prompts._parts)
+    assert 0.5 < kept_bytes(prompts) / reckoned < 2
+
+
+def test_more_is_computed_again(clip: Teacher) -> None:
+    encoder = prompt_encoder(clip)
+    all_kept, some, none = (
+        LearntPrompts(encoder, NAMES * 8, chunk=4, keep=keep) for keep in (1e9, 6e5, 0)
+    )
+    assert kept_bytes(none) < kept_bytes(some) < kept_bytes(all_kept)
+    assert kept_bytes(none) < kept_bytes(all_kept) / 10
+    for other in (copy.deepcopy(none), none.for_classes(NAMES * 8)):
+        assert kept_bytes(other) < kept_bytes(all_kept) / 10
+    alone = LearntPrompts(encoder, NAMES, keep=0)  # one chunk: nothing would be saved
+    assert kept_bytes(alone) == kept_bytes(LearntPrompts(encoder, NAMES))
+    pair = PositiveNegativePrompts.draw(encoder, NAMES)
+    assert pair.positive._keep + pair.negative._keep == KEPT_BYTES
 
 
 def test_texts_of_like_length_pass_the_tower_together(teacher: Teacher) -> None:

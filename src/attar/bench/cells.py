@@ -16,7 +16,7 @@ from attar.errors import UsageError
 from attar.files import read_json, sha256_file, sha256_text, write_json
 from attar.methods.registry import find_method, method_options
 from attar.records import Record
-from attar.run import RunConfig, differences, plain_options
+from attar.run import RunConfig, RunFolder, differences, plain_options
 from attar.stages.request import fill_sections
 
 log = logging.getLogger(__name__)
@@ -97,6 +97,21 @@ def digest_of(images: ImageTable, *files: Path | None) -> str:
     )
     contents = [sha256_file(path) for path in files if path is not None]
     return sha256_text("\n".join([*rows, *contents]))
+
+
+def refuse_other_images(run: Path, images: ImageTable, *, captions: bool) -> None:
+    """Refuse a run folder that is done, and was made of other images than a grid's.
+
+    Raises:
+        UsageError: it is such a one; with `captions` those count as well.
+    """
+    folder = RunFolder(run)
+    if not (folder.done.is_file() and folder.images.is_file()):
+        return  # one that is not done sees to it itself
+    table = ImageTable.load(folder.images)
+    same = digest_of(table) == digest_of(images)
+    if not same or (captions and _captions_digest(table) != _captions_digest(images)):
+        raise UsageError(f"{run} was run on other images, classes or captions: delete that folder")
 
 
 def _captions_digest(images: ImageTable) -> str:

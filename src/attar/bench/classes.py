@@ -62,7 +62,6 @@ class ClassGrid:
     base: RunConfig
     rows: Mapping[str, Row]
     config: ClassesConfig
-    images: ImageTable
     kept: Kept
 
 
@@ -124,10 +123,10 @@ def _open(base: RunConfig, config: ClassesConfig, out: Path, results: Path) -> C
         base=base,
         rows=rows,
         config=config,
-        images=table,
         kept=Kept(
             out=out,
             results=results,
+            images=table,
             digest=digest_of(table, base.splits.unseen_classes),
             command="attar bench classes",
             running=Running(jobs=config.jobs, progress=progress),
@@ -205,7 +204,7 @@ def _planned(grid: ClassGrid, cell: ClassCell) -> Planned:
 
 def _what_was_run(grid: ClassGrid, config: RunConfig, row: str) -> dict[str, Any]:
     """Return a cell's options; descriptions count by what they say, not by where they are."""
-    said = what_was_run(config, grid.images)
+    said = what_was_run(config, grid.kept.images)
     classes = config.data.classes
     if DESCRIPTIONS in row and classes is not None and classes.is_file():
         said[DESCRIPTIONS] = sha256_file(classes)

@@ -126,6 +126,7 @@ def _open(base: RunConfig, config: DomainsConfig, out: Path, results: Path) -> G
         kept=Kept(
             out=out,
             results=results,
+            images=images,
             digest=digest_of(images),
             command="attar bench domains",
             running=Running(jobs=config.jobs, progress=progress),

@@ -8,9 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from attar.bench.cells import load_cell, save_cell, score_on_source_validation
+from attar.bench.cells import (
+    CAPTIONS,
+    load_cell,
+    refuse_other_images,
+    save_cell,
+    score_on_source_validation,
+)
 from attar.bench.jobs import Task
 from attar.bench.running import Running
+from attar.data.table import ImageTable
 from attar.files import alone, read_json, write_json
 from attar.records import Record, read_records
 from attar.run import RunConfig
@@ -37,6 +44,8 @@ class Kept:
     """Run folders and the store they share."""
     results: Path
     """cells/, learning-rates.json and the tables."""
+    images: ImageTable
+    """What is trained on and asked about; a run folder with others is no cell of this grid."""
     digest: str
     """Of the images and classes: a cell of others is no cell of this grid."""
     command: str
@@ -54,8 +63,16 @@ class Kept:
         return load_cell(self._file(cell), cell.said, self.digest)
 
     def run(self, cells: Sequence[Planned], after: Callable[[], object]) -> None:
-        """Run the cells whose results are not there; call `after` whenever one is done."""
+        """Run the cells whose results are not there; call `after` whenever one is done.
+
+        Raises:
+            UsageError: a cell's run folder is done, and on other images.
+        """
         missing = {cell.name: cell for cell in cells if self.load(cell) is None}
+        for cell in missing.values():
+            refuse_other_images(
+                self.run_folder(cell.name), self.images, captions=CAPTIONS in cell.said
+            )
         self.running.progress.found(cell.name for cell in cells if cell.name not in missing)
 
         def keep(task: Task) -> None:

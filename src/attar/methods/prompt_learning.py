@@ -51,8 +51,8 @@ class LearntPrompts(ClassFeatures):
             seed: of the initial context.
             chunk: classes that pass the tower together; those with texts of like length do, so
                 that little padding is computed.
-            keep: bytes of the tower's activations that are kept for the backward pass, about. The
-                chunks beyond them are computed again there, one at a time.
+            keep: bytes of the tower's activations, in fp32 and about, that are kept for the
+                backward pass. The chunks beyond them are computed again there, one at a time.
 
         Raises:
             UsageError: too many context vectors for what the tower reads.
@@ -73,11 +73,11 @@ class LearntPrompts(ClassFeatures):
     def forward(self) -> Tensor:
         """Return the unit class features [C, D], differentiable in the context."""
         (encoder,) = self._encoder
-        of_a_place = 4 * _KEPT_OF_A_PLACE * encoder.width * encoder.depth
+        several = len(self._parts) > 1  # computing a lone one again would save nothing
         features, kept = [], 0.0
         for tokens in self._parts:
-            kept += of_a_place * tokens["input_ids"].numel()
-            if kept > self._keep and torch.is_grad_enabled():
+            kept += activation_bytes(encoder, tokens)
+            if kept > self._keep and several and torch.is_grad_enabled():
                 part = checkpoint(self._encode, self.context, tokens, use_reentrant=False)
             else:
                 part = self._encode(self.context, tokens)
@@ -134,6 +134,12 @@ def _place_context(encoder: PromptEncoder, texts: Sequence[str], length: int) ->
             "tokens that the teacher reads: use fewer"
         )
     return tokens, int(start)
+
+
+def activation_bytes(encoder: PromptEncoder, tokens: Tokens) -> float:
+    """Return about how much the backward pass needs of a tower that read these tokens, in fp32."""
+    places = tokens["input_ids"].numel()
+    return 4.0 * _KEPT_OF_A_PLACE * encoder.width * encoder.depth * places
 
 
 def _by_length(encoder: PromptEncoder, tokens: Tokens, chunk: int) -> tuple[list[Tokens], Tensor]:

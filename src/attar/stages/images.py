@@ -1,7 +1,9 @@
 """From `--data` to the table of images that every later stage reads."""
 
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from attar.data.classes import ClassList
 from attar.data.share import filter_parity
@@ -10,7 +12,7 @@ from attar.data.splits import Splits
 from attar.data.table import ImageTable
 from attar.errors import UsageError
 from attar.files import check_writable
-from attar.run import DataConfig
+from attar.run import DataConfig, RunFolder
 
 
 def read_image_table(
@@ -47,7 +49,32 @@ def read_image_table(
     return part
 
 
-def save_with_splits(images: ImageTable, splits: Splits, path: Path) -> None:
-    """Write the image table with the split that each image went to, None for those left out."""
+def keep_with_splits(images: ImageTable, splits: Splits, run: RunFolder) -> None:
+    """Write the image table with the split that each image went to, None for those left out.
+
+    Raises:
+        UsageError: the run has begun to train, and on others.
+    """
     names = {name: split for split, table in splits.tables().items() for name in table.paths}
-    replace(images, splits=tuple(names.get(path) for path in images.paths)).save(path)
+    table = replace(images, splits=tuple(names.get(path) for path in images.paths))
+    if run.checkpoints.is_dir() and run.images.is_file():
+        then, now = _rows(ImageTable.load(run.images)), _rows(table)
+        if then != now:
+            raise UsageError(
+                f"the images have changed since {run.path} began to train: {len(now - then):,} are "
+                f"new or have another label, domain, split or caption, {len(then - now):,} are as "
+                "they were no longer; put them back, choose another --out, or delete that folder"
+            )
+    table.save(run.images)
+
+
+def _rows(table: ImageTable) -> Counter[tuple[Any, ...]]:
+    """Return what training may see of each image, wherever its file lies."""
+    classes, domains = (*table.class_names, None), (*table.domain_names, None)
+    sets = table.label_sets or ((),) * len(table)
+    return Counter(
+        (key, classes[label], domains[domain], split, caption, tuple(classes[i] for i in of))
+        for key, label, domain, split, caption, of in zip(
+            table.keys, table.labels, table.domains, table.splits, table.captions, sets, strict=True
+        )
+    )

@@ -59,13 +59,14 @@ def place_of_results(path: Path) -> Path:
 def seen_keys(paths: Sequence[Path], splits: Sequence[str] = SEEN) -> frozenset[str]:
     """Return the keys of all images of these splits of runs, or of the runs that bundles lie in.
 
-    By default what they were trained or selected on; a folder that is no run has seen nothing.
+    By default what they were trained or selected on; a folder without a table of images has seen
+    nothing that is known.
     """
     keys: set[str] = set()
     for path in paths:
-        run = RunFolder(place_of_results(path))
-        if run.config.is_file() and run.images.is_file():
-            table = ImageTable.load(run.images)
+        file = RunFolder(place_of_results(path)).images
+        if is_ours(path) and file.is_file():
+            table = ImageTable.load(file)
             known = zip(table.keys, table.splits, strict=True)
             keys |= {key for key, split in known if split in splits}
     return frozenset(keys)

@@ -46,7 +46,7 @@ def check_texts(
         check_writable(store_path, text_bytes(teacher.info, missing, config))
     elif missing:
         raise UsageError(
-            f"store {store_path} lacks {missing:,} of the sentences to learn from; give --teacher "
-            "to ask for them"
+            f"store {store_path} lacks {missing:,} of the texts to learn from; give --teacher to "
+            "ask for them"
         )
     return missing
