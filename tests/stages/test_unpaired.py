@@ -46,7 +46,7 @@ def test_sentences_of_a_file_and_prompts_of_classes(root: Path, sentences: Path)
         )
     (root / "more.txt").write_text("A cat.\nA new sentence.\n")
     only_store = {"method": "dime-fm", "teacher": None, "store": run / "store"}
-    with pytest.raises(UsageError, match="lacks 1 of the sentences"):
+    with pytest.raises(UsageError, match="lacks 1 of the texts to learn from"):
         distil(root, "unpaired-more", texts=root / "more.txt", **only_store)
     other = f"local-dir:{root / 'other-teacher'}"
     with pytest.raises(UsageError, match="holds embeddings of teacher"):
