@@ -1,17 +1,16 @@
 """Six classes of coloured noise and a small teacher: enough to leave some classes out."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from tests.bench import small_grid
 from tests.doubles import make_openclip_folder
 
 from attar.data.splits import SplitConfig
-from attar.evaluation.config import EvaluationConfig
 from attar.files import write_json
-from attar.run import DataConfig, RunConfig
-from attar.store.config import EmbedConfig
-from attar.students.config import StudentConfig
+from attar.run import RunConfig
 from attar.training.config import TrainingConfig
 
 NAMES = ("blue", "cyan", "green", "pink", "red", "yellow")
@@ -35,13 +34,8 @@ def write_root(folder: Path) -> Path:
 
 def base_config(root: Path) -> RunConfig:
     """Return what all cells share; half of the classes are unseen."""
-    return RunConfig(
-        data=DataConfig(data=(root / "pictures",)),
-        teacher=f"local-dir:{root / 'teacher'}",
-        student="test_resnet",
+    return replace(
+        small_grid.base_config(root),
         splits=SplitConfig(val_fraction=0.2, test_fraction=0.2, unseen_share=0.5),
-        student_config=StudentConfig(image_size=32, weights="none"),
         training=TrainingConfig(steps=2, batch_size=6, workers=0, precision="fp32"),
-        embed=EmbedConfig(workers=0),
-        evaluation=EvaluationConfig(workers=0),
     )

@@ -6,11 +6,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from tests.bench import small_grid
 from tests.bench.small_classes import LR, base_config, write_root
+from tests.bench.small_grid import write_pictures, write_teachers
 
 from attar import pipeline
 from attar.bench.classes import run_classes
-from attar.bench.config import ClassesConfig
+from attar.bench.config import ClassesConfig, DomainsConfig
+from attar.bench.domains import run_domains
 from attar.errors import UsageError
 from attar.files import read_json, write_json
 from attar.run import DataConfig
@@ -69,3 +72,26 @@ def test_a_row_is_known_by_the_captions_it_learns_from(
     del older["config"]["captions"]
     write_json(cell, older)
     run((learns,), "picture")  # of a time when cells did not know their captions
+
+
+def test_a_grid_of_domains_knows_the_captions_too(tmp_path: Path) -> None:
+    write_pictures(tmp_path / "pictures")
+    write_teachers(tmp_path)
+    variants = tmp_path / "variants.yaml"
+    variants.write_text("captions: {method: li2023, method.caption: 1}\n")
+
+    def run(word: str) -> Path:
+        lines = ["path,label,domain,caption"]
+        for path in sorted((tmp_path / "pictures").glob("*/*/*.png")):
+            label, domain = path.parent.name, path.parent.parent.name
+            lines.append(f"{path},{label},{domain},{word} {path.stem}")
+        manifest = tmp_path / "list.csv"
+        manifest.write_text("\n".join(lines) + "\n")
+        base = replace(small_grid.base_config(tmp_path), data=DataConfig(data=(manifest,)))
+        config = DomainsConfig(methods=("erm",), variants=variants, lrs=(LR,), domains=("art",))
+        return run_domains(base, config, tmp_path / "out")
+
+    out = run("number")
+    assert run("number") == out
+    with pytest.raises(UsageError, match="captions"):
+        run("picture")
