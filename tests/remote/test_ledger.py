@@ -31,6 +31,20 @@ def test_answers_survive_and_are_forgotten_when_committed(tmp_path: Path) -> Non
     assert again.request_seconds >= 0
 
 
+def test_what_a_kill_left_of_an_answer_goes_when_it_is_committed(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path)
+    held, other = ledger.reserve("image", ["a"]), ledger.reserve("image", ["b"])
+    for request in (held, other):  # a process was killed while it wrote both
+        (tmp_path / ANSWERS).mkdir(exist_ok=True)
+        (tmp_path / ANSWERS / f".{request.id}.npz.1.partial").write_bytes(b"PK")
+    again = Ledger(tmp_path)
+    (asked_again,) = again.unsettled("image", ["a"])
+    again.paid(asked_again, {"a": ROW})
+    again.forget(["a"])
+    left = [file.name for file in (tmp_path / ANSWERS).iterdir()]
+    assert left == [f".{other.id}.npz.1.partial"]  # a process may be at it
+
+
 def test_a_line_cut_short_is_ended(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path)
     ledger.paid(ledger.reserve("text", ["a"]), {})

@@ -59,7 +59,7 @@ def with_views(tmp_path: Path) -> Path:
 def test_reading_workers_leave_an_interrupt_to_the_main_process(images: Path) -> None:
     feed = make_feed(images, config(workers=2))
     reading = feed.batches(range(12), "clean", ALONE)
-    read = [next(reading)]
+    read = [next(reading), next(reading)]  # one of each worker: both have begun
     workers = multiprocessing.active_children()
     assert len(workers) == 2
     for worker in workers:  # a terminal tells them all

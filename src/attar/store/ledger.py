@@ -143,7 +143,7 @@ class Ledger:
                 left = self._files[request]
                 left.discard(digest)
                 if not left:
-                    self._answers_file(request).unlink(missing_ok=True)
+                    self._delete_answers(request)
                     del self._files[request]
 
     def probes(self) -> dict[str, Row]:
@@ -247,6 +247,13 @@ class Ledger:
             self._files[request] = set(rows)
         for digest, row in rows.items():
             self._answers[digest] = (row, request)
+
+    def _delete_answers(self, request: str) -> None:
+        """Delete a request's file, and what a killed process had written of it."""
+        file = self._answers_file(request)
+        file.unlink(missing_ok=True)
+        for torn in file.parent.glob(f".{file.name}.*.partial"):
+            torn.unlink(missing_ok=True)
 
     def _answers_file(self, request: str) -> Path:
         return self._store / ANSWERS / f"{request}.npz"
