@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from tests.cli.commands import FAST, World
+from tests.cli.processes import START
 
 from attar.runtime.bundle import Bundle
 
@@ -22,6 +23,7 @@ def test_processes_distil_and_one_of_them_exports(world: World, tmp_path: Path) 
         capture_output=True,
         text=True,
         check=False,
+        timeout=START,
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines().count(str(tmp_path / "run")) == 1

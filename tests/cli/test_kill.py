@@ -57,7 +57,8 @@ class Killer:
         process = self.start(words)
         process.join(seconds)
         if process.exitcode is None:
-            os.kill(process.pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):  # it has just ended by itself
+                os.kill(process.pid, signal.SIGKILL)
             process.join()
         assert process.exitcode in (0, -signal.SIGKILL), (self.folder / "screen").read_text()
         return process.exitcode != 0

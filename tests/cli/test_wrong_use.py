@@ -9,6 +9,7 @@ from pathlib import Path
 import huggingface_hub.constants
 import pytest
 from tests.cli.commands import Give, Outcome, World
+from tests.cli.processes import START
 from tests.cli.refusals import nothing_computed, refused, request_of
 
 NEAREST = "did you mean '{}'"
@@ -362,7 +363,7 @@ def test_a_process_of_its_own_says_one_line_too(world: World, tmp_path: Path) ->
         env={**os.environ, **nowhere, "PYTHONPATH": os.pathsep.join(sys.path)},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=START,
         check=False,
     )
     outcome = Outcome(done.returncode, done.stdout, done.stderr)

@@ -83,10 +83,10 @@ class _Handler(BaseHTTPRequestHandler):
                 steps.append(step)  # what befalls all befalls them for ever
         try:
             time.sleep(server.delay)
-            getattr(self, f"do_{step.split(':')[0]}")(name, step.partition(":")[2])
         finally:
-            with server.lock:
+            with server.lock:  # before the answer, after which the client may ask again
                 server.at_once -= 1
+        getattr(self, f"do_{step.split(':')[0]}")(name, step.partition(":")[2])
 
     def send(self, status: int, body: bytes, **headers: str) -> None:
         self.send_response(status)

@@ -45,6 +45,29 @@ def test_what_a_kill_left_of_an_answer_goes_when_it_is_committed(tmp_path: Path)
     assert left == [f".{other.id}.npz.1.partial"]  # a process may be at it
 
 
+@pytest.mark.parametrize("committed", [False, True])
+def test_an_answer_is_settled_by_another_while_it_is_read(
+    committed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asking = Ledger(tmp_path)
+    held = asking.reserve("image", ["a"])
+    (tmp_path / ANSWERS).mkdir()
+    np.savez(tmp_path / ANSWERS / f"{held.id}.npz", items=np.array(["a"]), rows=ROW[None])
+    load = np.load
+
+    def meanwhile(file: Path) -> object:
+        asking.paid(held, {"a": ROW})
+        if committed:
+            asking.forget(["a"])
+        return load(file)
+
+    monkeypatch.setattr(np, "load", meanwhile)
+    other = Ledger(tmp_path)
+    assert (other.answer("a") is None) == committed
+    assert [json.loads(line)["event"] for line in (tmp_path / LEDGER).open()] == ["asked", "paid"]
+    assert Ledger(tmp_path).paid_queries == 1
+
+
 def test_a_line_cut_short_is_ended(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path)
     ledger.paid(ledger.reserve("text", ["a"]), {})

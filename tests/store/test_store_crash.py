@@ -20,7 +20,7 @@ from attar.store.store import Store
 from attar.store.verify import check_files
 
 KILLS = 10
-IMAGES = 160
+IMAGES = 320
 IN_FLIGHT = killable.CONFIG.shard_rows + killable.CONFIG.batch_size
 
 

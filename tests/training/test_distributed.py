@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 from small_run import run_together
+from tests.cli.processes import START
 
 
 def test_two_ranks_equal_one_with_the_joined_batch(images: Path, tmp_path: Path) -> None:
@@ -18,6 +19,7 @@ def test_two_ranks_equal_one_with_the_joined_batch(images: Path, tmp_path: Path)
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         check=True,
         capture_output=True,
+        timeout=START,
     )
     run_together(images, tmp_path / "one", batch_size=8)
     for file in ("student/model.safetensors", "objective.safetensors"):

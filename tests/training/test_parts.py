@@ -1,5 +1,6 @@
 """Optimisers, schedules, averages, BatchNorm statistics, configuration and the estimate."""
 
+import json
 import math
 from pathlib import Path
 
@@ -197,6 +198,16 @@ def test_the_log_drops_what_lies_beyond_the_resumed_step(tmp_path: Path) -> None
         log.write(3, "align", "train", 0.2, {"loss": 9.0})
     text = (tmp_path / "metrics.jsonl").read_text()
     assert [line.split('"loss": ')[1] for line in text.splitlines()] == ["1.0}", "2.0}", "9.0}"]
+
+
+def test_what_a_phase_begins_with_is_logged_once_though_it_is_done_again(tmp_path: Path) -> None:
+    with MetricsLog(tmp_path, step=0) as log:
+        log.write(0, "align", "val", 0.1, {"loss": 1.0})
+    with MetricsLog(tmp_path, step=0) as log:  # killed before it noted that it had begun
+        log.write(0, "align", "val", 0.2, {"loss": 1.0})
+        log.write(0, "distill", "val", 0.2, {"loss": 2.0})
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [(line["phase"], line["time"]) for line in lines] == [("align", 0.1), ("distill", 0.2)]
 
 
 def test_phases_select_what_moves() -> None:

@@ -221,7 +221,11 @@ def _ask_all(
             if answer.is_cut:
                 cut.append(name)
 
-        return client.ask(prompt, keep)
+        try:
+            return client.ask(prompt, keep)
+        except UsageError:  # every other class would meet it too
+            client.stop()
+            raise
 
     in_a_row = 0
     with _Asked(len(names), client) as meter, _threads(config.parallel, client) as pool:

@@ -31,6 +31,8 @@ from attar.teachers.base import Teacher
 
 log = logging.getLogger(__name__)
 
+BACKLOG = 512
+"""Clients that may wait to be let in."""
 READERS = 2
 """Threads that decode and prepare images."""
 
@@ -242,6 +244,7 @@ def serve(teacher: Teacher, config: ServeConfig) -> None:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((config.host, config.port))
+        listener.listen(BACKLOG)  # what is announced next can be connected to
     except OSError as error:
         raise UsageError(
             f"cannot listen at {config.host}:{config.port} ({error.strerror}); choose another "
@@ -252,5 +255,7 @@ def serve(teacher: Teacher, config: ServeConfig) -> None:
         f"serving {teacher.info.name} as http://{host}:{listener.getsockname()[1]}/v1#{server.name}",
         flush=True,
     )
-    options = uvicorn.Config(build_app(server), access_log=False, log_level="warning", backlog=512)
+    options = uvicorn.Config(
+        build_app(server), access_log=False, log_level="warning", backlog=BACKLOG
+    )
     uvicorn.Server(options).run(sockets=[listener])

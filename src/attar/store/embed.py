@@ -147,6 +147,7 @@ def _embed_share(
     teacher: Teacher, table: ImageTable, path: Path, config: EmbedConfig, processes: Processes
 ) -> Path:
     """Ask about this process's share of what the store lacks; the main one joins the parts."""
+    processes.wait()  # until all have noted what they read: a writer removes half-written notes
     if processes.is_main:
         adopt_parts(path, teacher.info, config.dtype)
     processes.wait()

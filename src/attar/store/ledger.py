@@ -232,6 +232,8 @@ class Ledger:
             try:
                 with np.load(file) as kept:
                     rows = dict(zip(kept["items"].tolist(), kept["rows"], strict=True))
+            except FileNotFoundError:
+                continue  # whoever asked has just committed it
             except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
                 raise AttarError(
                     f"{file} is broken ({error}); delete it, its {file.stat().st_size} bytes of "
@@ -240,7 +242,8 @@ class Ledger:
             self._keep(file.stem, rows)
             if file.stem in self._open:
                 with self._changing():
-                    self._append("paid", self._open[file.stem][0])
+                    if file.stem in self._open:  # whoever asked may have just settled it
+                        self._append("paid", self._open[file.stem][0])
 
     def _keep(self, request: str, rows: Mapping[str, Row]) -> None:
         if rows:

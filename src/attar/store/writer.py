@@ -358,6 +358,6 @@ def _remove_leftovers(store: Path, info: StoreInfo) -> None:
             found = [*(store / folder).glob(pattern), *(store / folder).glob(".*.partial")]
             for file in found:
                 if file not in listed:
-                    file.unlink()
+                    file.unlink(missing_ok=True)
     for file in store.glob(".*.partial"):
-        file.unlink()
+        file.unlink(missing_ok=True)

@@ -25,14 +25,20 @@ class MetricsLog:
     def __init__(self, run_dir: Path, step: int) -> None:
         path = run_dir / METRICS_FILE
         path.parent.mkdir(parents=True, exist_ok=True)
-        keep_until(path, step)
+        self._kept = keep_until(path, step)
         self._file = path.open("a", encoding="utf-8")
         self._board = SummaryWriter(run_dir / "tensorboard", purge_step=step + 1)
 
     def write(
         self, step: int, phase: str, split: str, seconds: float, values: Mapping[str, float]
     ) -> None:
-        """Write one line; `step` counts finished optimiser steps, `seconds` is training time."""
+        """Write one line; `step` counts finished optimiser steps, `seconds` is training time.
+
+        One that stands there already is left: a run killed in the middle of what a phase begins
+        with does that again.
+        """
+        if (step, phase, split) in self._kept:
+            return
         line = {"step": step, "phase": phase, "split": split, "time": round(seconds, 3), **values}
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
@@ -53,18 +59,23 @@ class MetricsLog:
         self._board.close()
 
 
-def keep_until(path: Path, step: int) -> None:
-    """Drop the lines of a metrics file beyond `step`, and a line cut short by a crash."""
+def keep_until(path: Path, step: int) -> set[tuple[int, str, str]]:
+    """Drop the lines of a metrics file beyond `step`, and a line cut short by a crash.
+
+    Returns step, phase and split of those that are left.
+    """
     if not path.exists():
-        return
-    kept = []
+        return set()
+    kept = {}
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line + "\n")
+            said = json.loads(line)
+            if said["step"] <= step:
+                kept[said["step"], said["phase"], said["split"]] = line + "\n"
         except (json.JSONDecodeError, KeyError, TypeError):
             continue
-    write_text(path, "".join(kept))
+    write_text(path, "".join(kept.values()))
+    return set(kept)
 
 
 class Meter:

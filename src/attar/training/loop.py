@@ -91,6 +91,7 @@ def train(
         checkpoints.recover()
     accelerator.wait_for_everyone()
     state = checkpoints.read_state()
+    accelerator.wait_for_everyone()  # until all have read: the main process writes it next
     plan = tuple((phase.name, phase.steps) for phase in phases)
     if state is not None and state.plan != plan:
         raise UsageError(
@@ -222,10 +223,11 @@ class _Training:
             optimizer.load_state_dict(saved)
             if averager is not None:
                 averager.load_state_dict(read_tensors(self.checkpoints.last, "average"))
+        # Before `prepare`, where all meet: the main process may write a best one right after.
+        begins = self.state.step == first and self.checkpoints.read_best(index) is None
         wrapped, optimizer = self.accelerator.prepare(module, optimizer)
         module.set_modes()
         end = first + phase.steps
-        begins = self.state.step == first and self.checkpoints.read_best(index) is None
         if begins and self.config.selection == "best":
             self._validate(index, averager)
             module.set_modes()
