@@ -81,11 +81,9 @@ class _Handler(BaseHTTPRequestHandler):
             step = steps.pop(0) if steps else "answer"
             if steps is server.mishaps["*"]:
                 steps.append(step)  # what befalls all befalls them for ever
-        try:
-            time.sleep(server.delay)
-        finally:
-            with server.lock:  # before the answer, after which the client may ask again
-                server.at_once -= 1
+        time.sleep(server.delay)
+        with server.lock:  # before the answer, after which the client may ask again
+            server.at_once -= 1
         getattr(self, f"do_{step.split(':')[0]}")(name, step.partition(":")[2])
 
     def send(self, status: int, body: bytes, **headers: str) -> None:

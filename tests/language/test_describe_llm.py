@@ -115,7 +115,7 @@ def test_what_every_request_would_meet_stops_at_once(
     with chat_server({"*": [step]}) as server:
         with pytest.raises(UsageError, match=way_out):
             describe(make_class_list(NAMES), "llm", tmp_path / "out.json", config_of(server))
-        assert sum(server.asked.values()) <= 2 * 3
+        assert sum(server.asked.values()) <= 3  # one of each thread
     assert not (tmp_path / "out.json").exists()
 
 

@@ -63,6 +63,7 @@ def test_an_answer_is_settled_by_another_while_it_is_read(
 
     monkeypatch.setattr(np, "load", meanwhile)
     other = Ledger(tmp_path)
+    monkeypatch.undo()
     assert (other.answer("a") is None) == committed
     assert [json.loads(line)["event"] for line in (tmp_path / LEDGER).open()] == ["asked", "paid"]
     assert Ledger(tmp_path).paid_queries == 1

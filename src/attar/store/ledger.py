@@ -16,7 +16,7 @@ import os
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -136,6 +136,7 @@ class Ledger:
     def forget(self, digests: Sequence[str]) -> None:
         """Drop kept answers: they are committed, or they are another model's."""
         with self._mutex:
+            done = set[str]()
             for digest in digests:
                 _, request = self._answers.pop(digest, (None, None))
                 if request is None:
@@ -143,8 +144,10 @@ class Ledger:
                 left = self._files[request]
                 left.discard(digest)
                 if not left:
-                    self._delete_answers(request)
                     del self._files[request]
+                    done.add(request)
+            if done:
+                self._delete_answers(done)
 
     def probes(self) -> dict[str, Row]:
         """Return the answers to the probes that the store began with."""
@@ -251,12 +254,13 @@ class Ledger:
         for digest, row in rows.items():
             self._answers[digest] = (row, request)
 
-    def _delete_answers(self, request: str) -> None:
-        """Delete a request's file, and what a killed process had written of it."""
-        file = self._answers_file(request)
-        file.unlink(missing_ok=True)
-        for torn in file.parent.glob(f".{file.name}.*.partial"):
-            torn.unlink(missing_ok=True)
+    def _delete_answers(self, requests: Set[str]) -> None:
+        """Delete the files of requests, and what a killed process had written of them."""
+        for request in requests:
+            self._answers_file(request).unlink(missing_ok=True)
+        for torn in (self._store / ANSWERS).glob(".*.partial"):
+            if torn.name.split(".")[1] in requests:
+                torn.unlink(missing_ok=True)
 
     def _answers_file(self, request: str) -> Path:
         return self._store / ANSWERS / f"{request}.npz"

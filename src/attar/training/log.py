@@ -35,13 +35,12 @@ class MetricsLog:
         """Write one line; `step` counts finished optimiser steps, `seconds` is training time.
 
         One that stands there already is left: a run killed in the middle of what a phase begins
-        with does that again.
+        with does that again. TensorBoard, which may have lost it, is told once more.
         """
-        if (step, phase, split) in self._kept:
-            return
-        line = {"step": step, "phase": phase, "split": split, "time": round(seconds, 3), **values}
-        self._file.write(json.dumps(line) + "\n")
-        self._file.flush()
+        if (step, phase, split) not in self._kept:
+            said = {"step": step, "phase": phase, "split": split, "time": round(seconds, 3)}
+            self._file.write(json.dumps({**said, **values}) + "\n")
+            self._file.flush()
         for name, value in values.items():
             tag = name if "/" in name else f"{split}/{name}"
             self._board.add_scalar(tag, value, step)
