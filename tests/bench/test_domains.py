@@ -289,6 +289,18 @@ def test_a_domain_that_only_the_rates_were_chosen_on_is_no_column(
     assert {record.extra["held_out_domain"] for record in found} == {"art", "sketch"}
 
 
+def test_a_call_with_fewer_domains_keeps_the_others_of_the_table(
+    grid: FinishedGrid, ran: list[str], results: Path, tmp_path: Path
+) -> None:
+    shutil.copy(grid.out / "results.jsonl", results)
+    part = grid_config(grid.root, domains=("art",))
+    run_domains(base_config(grid.root), part, tmp_path / "elsewhere", results)
+    assert ran == []
+    whole = rows_of(grid.out / "table.md")
+    assert "photo" in whole["erm"]
+    assert rows_of(results / "table.md") == whole
+
+
 def test_cells_of_another_grid_are_no_rows_of_this_one(
     grid: FinishedGrid, ran: list[str], results: Path, tmp_path: Path
 ) -> None:

@@ -29,6 +29,7 @@ from attar.bench.cells import (
 )
 from attar.bench.config import DomainsConfig
 from attar.bench.kept import Kept, Planned
+from attar.bench.markdown import RESULTS
 from attar.bench.oracle import check_snapshots, oracle_record
 from attar.bench.progress import Progress
 from attar.bench.rows import Row, in_grid, make_rows, names_domains, of_domain
@@ -39,7 +40,7 @@ from attar.data.table import ImageTable
 from attar.errors import UsageError, unknown_name
 from attar.evaluation.models import from_store
 from attar.evaluation.tasks import evaluate_models
-from attar.records import Record
+from attar.records import Record, read_records
 from attar.run import RunConfig
 from attar.stages.embedding import consult, introduce, prompts_of
 from attar.stages.images import read_image_table
@@ -237,10 +238,10 @@ def _measure_strict_teacher(grid: Grid, domain: str) -> None:
 def _tabulate(grid: Grid) -> None:
     """Make the results and the table from the finished cells with their rows' chosen rates.
 
-    A domain that only the rates were chosen on is no result.
+    A domain that only the rates were chosen on is no result, unless an earlier call held it out.
     """
     rates = grid.kept.rates()
-    only_tried = {grid.config.lr_domain} - set(grid.domains)
+    only_tried = {grid.config.lr_domain} - set(grid.domains) - _held_out_before(grid.kept.results)
     wanted = [
         record
         for record in load_cells(grid.kept.results / "cells", _alike(grid.base))
@@ -257,6 +258,12 @@ def _tabulate(grid: Grid) -> None:
         "seeds": _seeds(wanted) or len(grid.config.seeds),
     }
     write_tables(wanted, grid.kept.results, facts)
+
+
+def _held_out_before(results: Path) -> set[str]:
+    """Return the domains in the results of earlier calls; a call with fewer keeps them all."""
+    file = results / RESULTS
+    return {r.extra["held_out_domain"] for r in read_records(file)} if file.is_file() else set()
 
 
 def _alike(base: RunConfig) -> dict[tuple[str, str], Any]:

@@ -11,12 +11,14 @@ from attar.records import Record
 
 NOTHING = "–"
 """Stands where there is no value."""
+RESULTS = "results.jsonl"
+"""The records of a table, beside it."""
 
 
 def write_results(records: Iterable[Record], folder: Path, table: str) -> Path:
     """Write results.jsonl and table.md, each whole or not at all; return the table's path."""
     lines = [json.dumps(asdict(record), ensure_ascii=False) for record in records]
-    write_text(folder / "results.jsonl", "".join(f"{line}\n" for line in lines))
+    write_text(folder / RESULTS, "".join(f"{line}\n" for line in lines))
     write_text(folder / "table.md", table)
     return folder / "table.md"
 
