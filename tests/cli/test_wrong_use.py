@@ -193,6 +193,7 @@ def test_a_wrong_distill_is_refused(give: Give, world: World, tmp_path: Path, ca
         (["distill", "extra", "--data=d", "--out=o"], "extra", "distill --help"),
         (["distill", "--config"], "--config", "YAML"),
         (["embed", "--data={root}/flat", "--out=o"], "--teacher", "embed --help"),
+        (["embed", "--data=d", "--taecher=pocket", "--out=o"], "--taecher", "mean --teacher"),
         (["embed", "--data={root}/no", "--teacher=pocket", "--out={out}"], "{root}/no", "give a"),
         (["evaluate", "{root}/no", "--data={root}/flat"], "{root}/no", "attar distill"),
         (["evaluate", "{root}/empty", "--data={root}/flat"], "{root}/empty", "attar distill"),

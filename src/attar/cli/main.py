@@ -14,8 +14,8 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn, TextIO
 
-from cyclopts import App, CycloptsError, Parameter
-from cyclopts.exceptions import UnknownCommandError
+from cyclopts import App, CycloptsError, Parameter, Token
+from cyclopts.exceptions import MissingArgumentError, UnknownCommandError, UnknownOptionError
 
 from attar import __version__
 from attar.cli.config_file import expand_config_file
@@ -154,7 +154,7 @@ def _end_interrupted() -> NoReturn:
 def _say_what_went_wrong(error: BaseException) -> int:
     """Say it in one line; return the exit status."""
     if isinstance(error, CycloptsError):
-        _say(_one_line(error))
+        _say(_one_line(_mistyped(error) or error))
         return 2
     if isinstance(error, AttarError):
         _say(str(error))
@@ -209,6 +209,27 @@ def _refuse_bare_groups(words: Sequence[str]) -> None:
 
 def _say(message: str) -> None:
     print(f"attar: {' '.join(message.split())}", file=sys.stderr)
+
+
+def _mistyped(error: CycloptsError) -> CycloptsError | None:
+    """Return the error of an unknown option that stands where a required one is missing.
+
+    It may be the required one mistyped, and its nearest name says more than what is missing.
+    """
+    if not isinstance(error, MissingArgumentError) or error.app is None:
+        return None
+    options = error.app.assemble_argument_collection()
+    known = {name for option in options for name in option.names}
+    words = [word.partition("=")[0] for word in error.unused_tokens or ()]
+    unknown = next((word for word in words if word.startswith("--") and word not in known), None)
+    if unknown is None:
+        return None
+    return UnknownOptionError(
+        token=Token(keyword=unknown, source="cli"),
+        argument_collection=options,
+        command_chain=error.command_chain,
+        verbose=False,
+    )
 
 
 def _one_line(error: CycloptsError) -> str:
