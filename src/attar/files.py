@@ -28,6 +28,20 @@ def atomic_path(target: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def abandoned(partial: Path) -> bool:
+    """Whether nobody on this machine writes a temporary file of `atomic_path` any more."""
+    process = partial.name.split(".")[-2]
+    if os.name != "posix" or process == str(os.getpid()):
+        return True
+    try:
+        os.kill(int(process), 0)  # sends nothing
+    except PermissionError:  # it is there, and another user's
+        return False
+    except (ValueError, OverflowError, ProcessLookupError):
+        return True
+    return False
+
+
 @contextmanager
 def atomic_folder(target: Path) -> Iterator[Path]:
     """Yield a temporary folder beside `target`; rename it when the block succeeds.

@@ -1,5 +1,8 @@
 import json
+import os
 import pickle
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -248,18 +251,22 @@ def test_a_folder_that_is_no_store_is_never_touched(tmp_path: Path) -> None:
 
 def test_leftovers_of_a_crash_are_ignored_and_then_removed(tmp_path: Path) -> None:
     write(tmp_path, 10)
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
     leftovers = [
         tmp_path / "img_emb" / "img_emb_1.npy",
         tmp_path / "img_emb" / ".img_emb_2.npy.17.partial",
         tmp_path / "metadata" / "metadata_7.parquet",
-        tmp_path / ".store.json.17.partial",
+        tmp_path / f".store.json.{gone.pid}.partial",
     ]
-    for file in leftovers:
+    in_writing = tmp_path / f".files.parquet.{os.getppid()}.partial"
+    for file in (*leftovers, in_writing):
         file.write_bytes(b"half a fi")
     assert Store.open(tmp_path).num_images == 10
     assert check_files(tmp_path) == ()
     write(tmp_path, 5, start=50)
     assert [file for file in leftovers[1:] if file.exists()] == []
+    assert in_writing.exists()
     assert Store.open(tmp_path).has_images([*keys_of(10), *keys_of(5, 50)]).all()
 
 

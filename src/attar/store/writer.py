@@ -23,6 +23,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from attar.errors import AttarError, UsageError
 from attar.files import (
+    abandoned,
     atomic_path,
     check_writable,
     sha256_file,
@@ -359,5 +360,5 @@ def _remove_leftovers(store: Path, info: StoreInfo) -> None:
             for file in found:
                 if file not in listed:
                     file.unlink(missing_ok=True)
-    for file in store.glob(".*.partial"):
+    for file in filter(abandoned, store.glob(".*.partial")):  # notes are written without the lock
         file.unlink(missing_ok=True)
