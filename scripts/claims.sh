@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # The grids behind the claims in docs/results, a name each, from the root of the checkout:
 #
-#   PACS=… SAMPLE=… SENTENCES=… scripts/claims.sh GRID [JOBS]
+#   PACS=… SAMPLE=… SENTENCES=… OTHERS=… scripts/claims.sh GRID [JOBS]
 #
 # PACS: domain/class/image; SAMPLE: a folder of photographs, one a class of ImageNet; SENTENCES: the
-# captions of Flickr8k, one a line, in a file named flickr8k-captions.txt, as the cells name it. Only
-# the grids that use them ask for them. All grids go on where they stopped, and cells whose results
+# captions of Flickr8k, one a line, in a file named flickr8k-captions.txt, as the cells name it;
+# OTHERS: the sentences of WikiText-2, one a line. Only the grids that use them ask for them. All grids go on where they stopped, and cells whose results
 # are committed are not run again. JOBS cells run side by side (2), each in a process of its own; on
 # a GPU count 4 GB a cell.
 set -euo pipefail
@@ -64,13 +64,20 @@ emoji_captions() {  # to each drawing the nearest sentence under the teacher
             --teacher pocket --store $drawn/captions-store --out $drawn/captions.csv
 }
 
-foundation() {  # foundation RESULTS SENTENCES ARM...
+foundation() {  # foundation RESULTS SENTENCES OPTION...
     local name=$1 sentences=$2
     shift 2
-    strict_heads sketch
     python scripts/foundation_table.py --pacs "${PACS:?}" --imagenet-sample "${SAMPLE:?}" \
-        --sentences "$sentences" --strict-teacher pocket-without:sketch --store runs/foundation/store \
-        --out "runs/$name" --results "$results/$name" --seeds 0 1 2 --arms "$@"
+        --sentences "$sentences" --store runs/foundation/store --out "runs/$name" \
+        --results "$results/$name" --seeds 0 1 2 "$@"
+}
+
+tenths() {  # by the training images alone: neither sketches nor Noto have a say
+    [[ -f runs/selection/selected-tenth.txt && -f runs/selection/random-tenth.txt ]] && return
+    attar embed --data runs/unpaired-foundation/data/images.csv --teacher pocket \
+        --out runs/selection/images
+    python scripts/selection_table.py --images runs/selection/images --captions "${SENTENCES:?}" \
+        --others "${OTHERS:?}" --out runs/selection --results $results/selected-tenth
 }
 
 case $grid in
@@ -165,12 +172,16 @@ one-task)
         --methods feature-mse --methods kd --variants $results/one-task/variants.yaml
     ;;
 foundation)
-    foundation unpaired-foundation "${SENTENCES:?}" '(.7, .3, 0), A' feature-mse
+    strict_heads sketch
+    foundation unpaired-foundation "${SENTENCES:?}" --strict-teacher pocket-without:sketch \
+        --arms '(.7, .3, 0), A' feature-mse
     # The other four arms have one seed: scripts/foundation_table.py without --arms and --seeds.
     ;;
-tenth)  # after scripts/selection_table.py has written both files
-    foundation selected-tenth runs/selection/selected-tenth.txt '(.7, .3, 0), A'
-    foundation random-tenth runs/selection/random-tenth.txt '(.7, .3, 0), A'
+tenth)  # after foundation, which has listed the images
+    tenths
+    for tenth in selected-tenth random-tenth; do
+        foundation $tenth runs/selection/$tenth.txt --arms '(.7, .3, 0), A'
+    done
     ;;
 *)
     echo "unknown grid: $grid" >&2

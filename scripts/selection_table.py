@@ -30,7 +30,7 @@ from sklearn.metrics import roc_auc_score
 from attar import pipeline
 from attar.bench.markdown import markdown
 from attar.data.sentences import read_sentences
-from attar.files import read_json, write_json, write_text
+from attar.files import read_json, sha256_file, write_json, write_text
 from attar.language.selection import Selection, select, unit
 from attar.language.selection_config import SelectionConfig
 from attar.language.selection_search import nearest_cosines
@@ -56,8 +56,10 @@ def measure_mixture(asked: argparse.Namespace) -> dict[str, Any]:
     lengths = np.array([len(line) for line in lines])
     random = np.random.default_rng(asked.seed)
     drawn = random.choice(len(lines), config.count, replace=False)
-    for name, rows in (("selected", selection.chosen), ("random", drawn)):
-        write_text(asked.out / f"{name}-tenth.txt", "\n".join(texts.captions(rows)) + "\n")
+    files = {}
+    for name, rows in (("selected-tenth.txt", selection.chosen), ("random-tenth.txt", drawn)):
+        write_text(asked.out / name, "\n".join(texts.captions(rows)) + "\n")
+        files[name] = sha256_file(asked.out / name)
     drawn_captions = random.choice(np.flatnonzero(is_caption), config.count, replace=False)
     return {
         "sentences": len(lines),
@@ -76,6 +78,7 @@ def measure_mixture(asked: argparse.Namespace) -> dict[str, Any]:
             "random tenth of captions alone": coverage(selection, texts, drawn_captions),
             "all": coverage(selection, texts, np.arange(len(lines))),
         },
+        "sha256": files,
     }
 
 

@@ -30,7 +30,7 @@ def commands_of(grid: str, folder: Path) -> list[list[str]]:
         "PATH": f"{programs}:/usr/bin:/bin",
         "HOME": str(folder),
         "SAID": str(folder / "said"),
-        **{name: str(folder / name) for name in ("PACS", "SAMPLE", "SENTENCES")},
+        **{name: str(folder / name) for name in ("PACS", "SAMPLE", "SENTENCES", "OTHERS")},
     }
     subprocess.run(["bash", SCRIPT, grid, "3"], cwd=folder, env=environment, check=True)
     return [said.split("\n") for said in (folder / "said").read_text().split("\n\n")[:-1]]
