@@ -236,7 +236,8 @@ def tabulate(grid: Grid) -> str:
     records += cell_of(grid.results / "cells" / TEACHERS)
     rows = dict.fromkeys(r.role for r in records if r.role != "student")
     body = [[row_name(row), *columns([r for r in records if r.role == row])] for row in rows]
-    body += [[arm, *columns([r for r in records if r.extra.get("arm") == arm])] for arm in ARMS]
+    of_arms = {arm: [r for r in records if r.extra.get("arm") == arm] for arm in ARMS}
+    body += [[arm, *columns(found)] for arm, found in of_arms.items() if found]
     chances = {r.domain: r.extra["num_classes"] for r in records if "acc1" in r.metrics}
     chance = [f"{100 / chances[test]:.1f}" if test in chances else NOTHING for test, _ in COLUMNS]
     table = markdown(["", *COLUMNS.values(), "seeds"], [["*chance*", *chance, NOTHING], *body])
