@@ -5,9 +5,9 @@
 #
 # PACS: domain/class/image; SAMPLE: a folder of photographs, one a class of ImageNet; SENTENCES: the
 # captions of Flickr8k, one a line, in a file named flickr8k-captions.txt, as the cells name it;
-# OTHERS: the sentences of WikiText-2, one a line. Only the grids that use them ask for them. All grids go on where they stopped, and cells whose results
-# are committed are not run again. JOBS cells run side by side (2), each in a process of its own; on
-# a GPU count 4 GB a cell.
+# OTHERS: the sentences of WikiText-2, one a line. Only the grids that use them ask for them. All
+# grids go on where they stopped, and cells whose results are committed are not run again. JOBS cells
+# run side by side (2), each in a process of its own; on a GPU count 4 GB a cell.
 set -euo pipefail
 
 grid=${1:?name a grid: pacs nested entry strict few-images white-box emoji emoji-seeds scratch one-task \
@@ -73,11 +73,11 @@ foundation() {  # foundation RESULTS SENTENCES OPTION...
 }
 
 tenths() {  # by the training images alone: neither sketches nor Noto have a say
-    [[ -f runs/selection/selected-tenth.txt && -f runs/selection/random-tenth.txt ]] && return
+    [[ -f runs/tenths/selected-tenth.txt && -f runs/tenths/random-tenth.txt ]] && return
     attar embed --data runs/unpaired-foundation/data/images.csv --teacher pocket \
-        --out runs/selection/images
-    python scripts/selection_table.py --images runs/selection/images --captions "${SENTENCES:?}" \
-        --others "${OTHERS:?}" --out runs/selection --results $results/selected-tenth
+        --out runs/tenths/images
+    python scripts/selection_table.py --images runs/tenths/images --captions "${SENTENCES:?}" \
+        --others "${OTHERS:?}" --out runs/tenths --results $results/selected-tenth
 }
 
 case $grid in
@@ -180,7 +180,7 @@ foundation)
 tenth)  # after foundation, which has listed the images
     tenths
     for tenth in selected-tenth random-tenth; do
-        foundation $tenth runs/selection/$tenth.txt --arms '(.7, .3, 0), A'
+        foundation $tenth runs/tenths/$tenth.txt --arms '(.7, .3, 0), A'
     done
     ;;
 *)

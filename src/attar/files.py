@@ -29,7 +29,10 @@ def atomic_path(target: Path) -> Iterator[Path]:
 
 
 def abandoned(partial: Path) -> bool:
-    """Whether nobody on this machine writes a temporary file of `atomic_path` any more."""
+    """Whether no other process of this machine writes a temporary file of `atomic_path` any more.
+
+    One with this process's number is of a dead one that had it, as in containers.
+    """
     process = partial.name.split(".")[-2]
     if os.name != "posix" or process == str(os.getpid()):
         return True

@@ -238,7 +238,8 @@ def _measure_strict_teacher(grid: Grid, domain: str) -> None:
 def _tabulate(grid: Grid) -> None:
     """Make the results and the table from the finished cells with their rows' chosen rates.
 
-    A domain that only the rates were chosen on is no result, unless an earlier call held it out.
+    A domain that only the rates were chosen on is no result, unless an earlier call held it out;
+    a row of this call then has there the cell that its rate was chosen with.
     """
     rates = grid.kept.rates()
     only_tried = {grid.config.lr_domain} - set(grid.domains) - _held_out_before(grid.kept.results)
@@ -263,7 +264,8 @@ def _tabulate(grid: Grid) -> None:
 def _held_out_before(results: Path) -> set[str]:
     """Return the domains in the results of earlier calls; a call with fewer keeps them all."""
     file = results / RESULTS
-    return {r.extra["held_out_domain"] for r in read_records(file)} if file.is_file() else set()
+    records = read_records(file) if file.is_file() else []
+    return {str(record.extra.get("held_out_domain", "")) for record in records}
 
 
 def _alike(base: RunConfig) -> dict[tuple[str, str], Any]:
