@@ -2,6 +2,7 @@ import pickle
 
 import numpy as np
 import pytest
+import timm
 import torch
 from PIL import Image
 from torchvision import transforms
@@ -65,12 +66,22 @@ def test_eval_equals_torchvisions_resize_and_centre_crop(photo, shape, interpola
     image = photo.resize(shape)
     reference = transforms.Compose(
         [
-            transforms.Resize(round(32 / crop_pct), InterpolationMode(interpolation)),
+            transforms.Resize(int(32 / crop_pct), InterpolationMode(interpolation)),
             transforms.CenterCrop(32),
         ]
     )
     ours = pickle.loads(pickle.dumps(eval_transform(32, crop_pct, interpolation)))
     assert torch.equal(ours(image), pil_to_tensor(reference(image)))
+
+
+@pytest.mark.parametrize(("size", "crop_pct"), [(96, 0.875), (224, 0.9), (224, 0.95), (288, 0.96)])
+def test_eval_is_timms_own_transform_to_the_pixel(photo, size, crop_pct):
+    whole = photo.resize((400, 330))
+    theirs = timm.data.create_transform(
+        (3, size, size), interpolation="bicubic", crop_pct=crop_pct, mean=(0, 0, 0), std=(1, 1, 1)
+    )
+    ours = eval_transform(size, crop_pct, "bicubic")(whole)
+    assert torch.equal(ours.float() / 255, theirs(whole))
 
 
 def test_squash_is_domainbeds_evaluation_resize(photo):

@@ -179,3 +179,44 @@ def test_crop_and_stochastic_depth_can_be_chosen(tmp_path: Path) -> None:
     for wrong in ({"crop_pct": 0.0}, {"crop_pct": 1.1}, {"drop_path": 1.0}, {"drop_path": -0.1}):
         with pytest.raises(UsageError, match="give a share"):
             replace(SCRATCH, **wrong)
+
+
+@pytest.mark.parametrize("name", ["deit_tiny_distilled_patch16_224", "efficientformer_l1"])
+def test_two_heads_are_one_projection_in_every_path(name: str, tmp_path: Path) -> None:
+    student = build_student(name, 6, StudentConfig(weights="none")).eval()
+    images = torch.rand(2, 3, 224, 224)
+    with torch.no_grad():
+        trunk = student(images, trunk=True).trunk
+        weight, bias = torch.randn(6, trunk.shape[1]), torch.randn(6)
+        student.set_projection(weight, bias)
+        expected = trunk @ weight.T + bias
+        for outputs in (student(images), student(images, trunk=True)):
+            assert torch.allclose(outputs.features, expected, atol=1e-4)
+    assert [p.shape for p in student.projection_parameters()] == [weight.shape, bias.shape]
+
+    folder = save_student(student, tmp_path / "student")
+    in_timm = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    seen = (images - student.mean) / student.std
+    with torch.no_grad():
+        assert torch.allclose(attar.load_student(folder)(images).features, expected, atol=1e-4)
+        assert torch.allclose(in_timm(seen), expected, atol=1e-4)
+    loss = student.train()(images).features.sum()
+    loss.backward()
+    assert all(p.grad is not None for p in student.projection_parameters())
+
+
+def test_a_network_whose_heads_stay_two_says_the_same_in_every_path() -> None:
+    config = StudentConfig(weights="none")
+    student = build_student("levit_128s", 6, config).eval()
+    images = torch.rand(2, 3, 224, 224)
+    with torch.no_grad():
+        plain, behind = student(images).features, student(images, trunk=True).features
+    assert torch.allclose(plain, behind, atol=1e-5)
+    with pytest.raises(UsageError, match=r"levit_128s's output is not one linear .* random"):
+        build_student("levit_128s", 6, replace(config, projection="fitted"))
+
+
+def test_a_map_with_channels_last_has_no_regions() -> None:
+    student = build_student("swin_tiny_patch4_window7_224", 6, StudentConfig(weights="none")).eval()
+    with pytest.raises(UsageError, match="no convolutional map"), torch.no_grad():
+        student(torch.rand(1, 3, 224, 224), regions=True)

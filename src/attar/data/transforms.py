@@ -108,7 +108,7 @@ class EvalTransform:
         if self.squash:
             return image.resize((self.size, self.size), resampling)
         width, height = image.size
-        short = round(self.size / self.crop_pct)
+        short = int(self.size / self.crop_pct)  # cut off, as timm does
         if width <= height:
             scaled = (short, int(short * height / width))
         else:
@@ -126,8 +126,8 @@ def eval_transform(
 ) -> EvalTransform:
     """Return the fixed transform of evaluation: RGB image -> uint8 [3, size, size].
 
-    The shorter side becomes round(size / crop_pct) and the centre is cropped. With `squash` the
-    whole image is resized to size x size whatever its shape, as DomainBed does.
+    The shorter side becomes int(size / crop_pct), as in timm, and the centre is cropped.
+    With `squash` the whole image is resized to size x size whatever its shape, as DomainBed does.
 
     Raises:
         UsageError: unknown interpolation, a size below 1, or crop_pct outside (0, 1].

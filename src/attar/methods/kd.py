@@ -1,7 +1,8 @@
 """Knowledge distillation: the student's logits follow the teacher's zero-shot distribution.
 
 Hinton et al., 2015 (arXiv 1503.02531), with a vision-language teacher as in the tables of Addepalli
-et al., CVPR 2024. With z the student's logits, v and t the teacher's features and s its scale,
+et al., CVPR 2024. With z the student's logits, v and t the teacher's features and s a scale, by
+default CLIP's own,
 
     L = CE(z, y) + w · T² · KL(softmax(s cos(v, t) / T) ‖ softmax(z / T)),
 

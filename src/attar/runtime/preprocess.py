@@ -26,7 +26,7 @@ INTERPOLATIONS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Preprocess:
-    """Resize the shorter side to round(image_size / crop_pct), cut the centre, scale to [0, 1].
+    """Resize the shorter side to int(image_size / crop_pct), cut the centre, scale to [0, 1].
 
     With `resize_mode="squash"` the whole picture becomes the square. The mean and the standard
     deviation are not here: they are inside model.onnx.
@@ -58,7 +58,7 @@ class Preprocess:
         size, resample = self.image_size, INTERPOLATIONS[self.interpolation]
         if self.resize_mode == "squash":
             return image.resize((size, size), resample)
-        short = round(size / self.crop_pct)
+        short = int(size / self.crop_pct)  # cut off, as timm does
         width, height = image.size
         if width <= height:
             resized = image.resize((short, int(short * height / width)), resample)

@@ -38,6 +38,7 @@ from attar.run import RunConfig, RunFolder
 from attar.stages import class_space, several_labels
 from attar.stages.embedding import Knowledge
 from attar.store.store import Store
+from attar.students.heads import is_one_linear
 from attar.students.student import Student, load_student, save_student
 
 log = logging.getLogger(__name__)
@@ -85,6 +86,9 @@ def build_references(
     if not (folder / "projection-only").is_dir():
         untrained = save_student(student, folder / "untrained")
         copy = load_student(untrained)
+        if not is_one_linear(copy.network, copy.spec.image_size):
+            log.info("%s has no one linear projection to fit: no row for it", copy.spec.name)
+            return
         weight, bias = _fit(copy, source.train, knowledge, config, run)
         copy.set_projection(weight, bias)
         save_student(copy, folder / "projection-only")
@@ -239,10 +243,11 @@ def open_references(
     folder = run.path / "references"
     mean = constant_mean(features_from_store(store, train))
     role = BASELINE if alone else "projection-only"
-    projection_only = load_student(folder / "projection-only")
+    fitted = folder / "projection-only"  # not there where the network has no place for one
+    backbone = [of_run(load_student(fitted), role, fitted.name, fitted)] if fitted.is_dir() else []
     untrained = load_student(folder / "untrained")
     return [
-        of_run(projection_only, role, "projection-only", folder / "projection-only"),
+        *backbone,
         of_run(untrained, "untrained", "untrained", folder / "untrained"),
         from_constant(mean, store.info.teacher),
     ]

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from attar.errors import UsageError, unknown_name
 from attar.files import atomic_folder, read_json, write_json
 from attar.students.config import StudentConfig
+from attar.students.heads import apart, check_one_linear, share_classifiers
 from attar.students.weights import check_weights, classifier_names, load_backbone_weights
 from attar.types import Outputs
 
@@ -100,20 +101,12 @@ class Student(nn.Module):
             feature_map, maps = network.forward_intermediates(normalised)
         else:
             feature_map = network.forward_features(normalised)
-        pooled = network.forward_head(feature_map, pre_logits=True)
         return Outputs(
-            features=self._project(pooled),
-            trunk=pooled if trunk else None,
+            features=self._activate(network.forward_head(feature_map)),
+            trunk=network.forward_head(feature_map, pre_logits=True) if trunk else None,
             regions=self._regions(feature_map) if regions else None,
             layers=tuple(maps) if layers else None,
         )
-
-    def _project(self, pooled: Tensor) -> Tensor:
-        """Project pooled features [B, W]; some networks' classifier is a 1 x 1 convolution."""
-        projection = self.projection()
-        if isinstance(projection, nn.Conv2d):
-            return self._activate(projection(pooled[:, :, None, None]).flatten(1))
-        return self._activate(projection(pooled))
 
     def _activate(self, projected: Tensor) -> Tensor:
         """Return what the layers behind the projection make of its output [N, D]."""
@@ -123,12 +116,12 @@ class Student(nn.Module):
 
     def _regions(self, feature_map: Tensor) -> Tensor:
         """Project each place of a convolutional map [B, W, h, w] by itself, as pooling would."""
-        if feature_map.ndim != 4:
-            raise UsageError(f"{self.spec.name} has no convolutional map to take regions from")
         network: Any = self.network
+        if feature_map.ndim != 4 or getattr(network, "output_fmt", "NCHW") != "NCHW":
+            raise UsageError(f"{self.spec.name} has no convolutional map to take regions from")
         batch, width, height, breadth = feature_map.shape
         places = feature_map.permute(0, 2, 3, 1).reshape(-1, width, 1, 1)
-        projected = self._project(network.forward_head(places, pre_logits=True))
+        projected = self._activate(network.forward_head(places))
         return projected.view(batch, height * breadth, -1)
 
     def projection(self) -> nn.Module:
@@ -151,8 +144,8 @@ class Student(nn.Module):
             yield from self.projector.parameters()
 
     def _classifier(self) -> Iterator[nn.Parameter]:
-        for name in classifier_names(self.network):
-            yield from self.network.get_submodule(name).parameters()
+        classifiers = map(self.network.get_submodule, classifier_names(self.network))
+        yield from nn.ModuleList(classifiers).parameters()  # one that is shared is named once
 
     def _frozen_biases(self) -> Iterator[nn.Parameter]:
         if not self.spec.projection_bias:
@@ -170,11 +163,11 @@ class Student(nn.Module):
         Whatever it was before, the student's projection then has a bias and nothing behind it.
         """
         linear: Any = self.projection()
-        fits = isinstance(linear, nn.Linear | nn.Conv2d) and linear.weight.numel() == weight.numel()
-        if not fits:
+        check_one_linear(self.network, self.spec.name, self.spec.image_size)
+        if linear.weight.numel() != weight.numel():
             raise UsageError(
-                f"{self.spec.name}'s classifier is not one linear layer of shape "
-                f"{tuple(weight.shape)}; use --student.projection random"
+                f"{self.spec.name}'s classifier is no linear layer of shape {tuple(weight.shape)}; "
+                "use --student.projection random"
             )
         with torch.no_grad():
             linear.weight.copy_(weight.view_as(linear.weight))
@@ -279,6 +272,8 @@ def build_student(
     student = Student(network, spec)
     student.clear_projection_bias()
     _try_one_image(student)
+    if config.projection == "fitted":
+        check_one_linear(network, architecture, student.spec.image_size)
     return student
 
 
@@ -289,7 +284,7 @@ def save_student(student: Student, folder: Path) -> Path:
     that `timm.data.resolve_model_data_config` gives what attar uses. What is behind the projection
     has a file of its own, which timm does not read.
     """
-    with atomic_folder(folder) as temporary, _own_preprocessing(student):
+    with atomic_folder(folder) as temporary, _own_preprocessing(student), apart(student.network):
         save_for_hf(student.network, str(temporary), safe_serialization=True)
         if student.projector is not None:
             save_file(student.projector.state_dict(), temporary / _PROJECTOR_FILE)
@@ -364,6 +359,7 @@ def _create_network(
         if grid is None:
             raise
         raise _wrong_size(name, grid, default.input_size[-1]) from error
+    share_classifiers(network)
     return network
 
 
