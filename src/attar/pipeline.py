@@ -123,7 +123,9 @@ def _prepare(
     """
     method, options, classes = request.check_names(config)
     domain, store = config.splits.held_out_domain, config.store or run.store
-    table = images.read_image_table(config.data, classes, notes, held_out_domain=domain)
+    table = images.read_image_table(
+        config.data, classes, notes, held_out_domain=domain, store=store
+    )
     request.check_needs(method, options, table, config.texts)
     if bundle is not None:
         request.check_export(bundle, method, table.class_names)

@@ -1,5 +1,6 @@
 """From `--data` to the table of images that every later stage reads."""
 
+import shutil
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -11,8 +12,10 @@ from attar.data.sources import read_sources
 from attar.data.splits import Splits
 from attar.data.table import ImageTable
 from attar.errors import UsageError
-from attar.files import check_writable
+from attar.files import atomic_path, check_writable
 from attar.run import DataConfig, RunFolder
+
+_FILES = "files.parquet"
 
 
 def read_image_table(
@@ -22,21 +25,26 @@ def read_image_table(
     *,
     superset: bool = False,
     held_out_domain: str | None = None,
+    store: Path | None = None,
 ) -> ImageTable:
     """Read the images: layout detected, every file hashed and decoded once.
 
     Files that cannot be read are listed in `folder`/set_aside.json; what was found about every file
-    is kept in `folder`/files.parquet, so that a second call reads only what changed. `superset`
-    lets the class list name classes that the images lack. A `held_out_domain` that the images lack
-    is refused before they are read.
+    is kept in `folder`/files.parquet, so that a second call reads only what changed; a new folder
+    begins with what a `store` of these images has kept. `superset` lets the class list name classes
+    that the images lack. A `held_out_domain` that the images lack is refused before they are read.
     """
     check_writable(folder)
+    cache = folder / _FILES
+    if store is not None and (store / _FILES).is_file() and not cache.exists():
+        with atomic_path(cache) as temporary:
+            shutil.copyfile(store / _FILES, temporary)
     table = read_sources(
         config.data,
         class_list=classes,
         set_aside=folder / "set_aside.json",
         strict=config.strict,
-        cache=folder / "files.parquet",
+        cache=cache,
         unlabelled=config.unlabelled,
         superset=superset,
         held_out_domain=held_out_domain,
