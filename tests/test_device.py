@@ -1,7 +1,5 @@
 import json
-import random
 
-import numpy as np
 import pytest
 import torch
 
@@ -21,6 +19,14 @@ def test_auto_is_the_best_device_here() -> None:
 def test_devices_are_named_and_numbered() -> None:
     assert devices.pick_device("cpu") == torch.device("cpu")
     assert devices.pick_device("cpu:0").type == "cpu"
+
+
+def test_the_environment_names_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ATTAR_DEVICE", "cpu")
+    assert devices.pick_device() == torch.device("cpu")
+    monkeypatch.setenv("ATTAR_DEVICE", "gpu")
+    with pytest.raises(UsageError, match="unknown device 'gpu'"):
+        devices.pick_device()
 
 
 @pytest.mark.parametrize("name", ["gpu", "cpu:x", "cuda0", ""])
@@ -59,18 +65,6 @@ def test_channels_last_changes_the_layout_only() -> None:
     assert devices.to_channels_last(layer) is layer
     assert layer.weight.is_contiguous(memory_format=torch.channels_last)
     torch.testing.assert_close(layer(x), expected)
-
-
-def test_seed_everything_repeats_every_generator() -> None:
-    def draw() -> tuple[float, float, float]:
-        return random.random(), float(np.random.rand()), float(torch.rand(()))
-
-    devices.seed_everything(7)
-    first = draw()
-    assert draw() != first
-    devices.seed_everything(7)
-    assert draw() == first
-    devices.seed_everything(2**40)  # numpy alone takes only 32 bits
 
 
 def test_threads_are_limited_to_the_usable_cores() -> None:

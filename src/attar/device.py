@@ -3,7 +3,6 @@
 import ctypes
 import os
 import platform
-import random
 import signal
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -11,7 +10,6 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-import numpy as np
 import torch
 from accelerate import PartialState
 from torch import nn
@@ -30,12 +28,14 @@ DTYPES: dict[str, torch.dtype] = {
 DEVICES = ("auto", "cpu", "cuda", "mps")
 
 
-def pick_device(name: str = "auto") -> torch.device:
+def pick_device(name: str | None = None) -> torch.device:
     """Return the named device, or with "auto" the best one here: CUDA, then MPS, then CPU.
 
-    A GPU may be numbered ("cuda:1"). Raises `UsageError` for a name that is no device and for a
-    device that this machine lacks.
+    The name is that in the environment's `ATTAR_DEVICE`, else "auto", where none is given. A GPU
+    may be numbered ("cuda:1"). Raises `UsageError` for a name that is no device and for a device
+    that this machine lacks.
     """
+    name = os.environ.get("ATTAR_DEVICE", "auto") if name is None else name
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if _has_mps() else "cpu"
     kind, _, index = name.partition(":")
@@ -83,13 +83,6 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any
 def to_channels_last(module: Module) -> Module:
     """Store the 4-D weights of `module` as NHWC, which convolutions run faster on; returns it."""
     return module.to(memory_format=torch.channels_last)
-
-
-def seed_everything(seed: int) -> None:
-    """Seed Python, numpy and torch (every device) with the same number."""
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
 
 
 @contextmanager

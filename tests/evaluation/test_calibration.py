@@ -6,7 +6,7 @@ import torch
 from scipy.optimize import minimize_scalar
 
 from attar.errors import AttarError, UsageError
-from attar.evaluation.calibration import abstain_threshold, fit_logit_scale, fit_scale
+from attar.evaluation.calibration import abstain_threshold, fit_scale
 from attar.evaluation.metrics import ece, softmax, top_k, unit
 
 TRUE_SCALE = 12.0
@@ -19,22 +19,22 @@ def draw(count=20_000, classes=5, dim=8, seed=0):
     cosines = unit(features) @ unit(class_features).T
     probabilities = softmax(TRUE_SCALE * cosines)
     drawn = (probabilities.cumsum(axis=1) > rng.random((count, 1))).argmax(axis=1)
-    return features, class_features, cosines, probabilities, drawn
+    return cosines, probabilities, drawn
 
 
 @pytest.mark.parametrize("initial", [100.0, 2.0])
 def test_hard_labels_recover_the_scale_that_made_them(initial):
-    features, class_features, cosines, _, labels = draw()
-    scale = fit_logit_scale(features, class_features, labels, initial)
+    cosines, _, labels = draw()
+    scale = fit_scale(cosines, labels, initial)
     assert scale == pytest.approx(TRUE_SCALE, rel=0.03)
     confidences = softmax(scale * cosines).max(axis=1)
     assert ece(confidences, top_k(cosines, 1)[:, 0] == labels) < 0.015
 
 
 def test_soft_targets_recover_the_scale_exactly():
-    features, class_features, _, probabilities, _ = draw(count=200)
-    as_torch = [torch.from_numpy(a) for a in (features, class_features, probabilities)]
-    assert fit_logit_scale(*as_torch, 100.0) == pytest.approx(TRUE_SCALE, rel=1e-5)
+    cosines, probabilities, _ = draw(count=200)
+    as_torch = [torch.from_numpy(a) for a in (cosines, probabilities)]
+    assert fit_scale(*as_torch, 100.0) == pytest.approx(TRUE_SCALE, rel=1e-5)
 
 
 def test_the_minimum_is_scipys():
@@ -51,12 +51,12 @@ def test_the_minimum_is_scipys():
 
 
 def test_images_without_a_label_do_not_count():
-    features, class_features, _, _, labels = draw(count=300)
+    cosines, _, labels = draw(count=300)
     hidden = labels.copy()
     hidden[100:] = -1
-    known = fit_logit_scale(features[:100], class_features, labels[:100], 100.0)
-    assert fit_logit_scale(features, class_features, hidden, 100.0) == pytest.approx(known)
-    assert fit_logit_scale(features, class_features, np.full(300, -1), 77.0) == 77.0
+    known = fit_scale(cosines[:100], labels[:100], 100.0)
+    assert fit_scale(cosines, hidden, 100.0) == pytest.approx(known)
+    assert fit_scale(cosines, np.full(300, -1), 77.0) == 77.0
 
 
 def test_a_faultless_model_gets_a_finite_scale():

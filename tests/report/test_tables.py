@@ -7,7 +7,6 @@ from attar.records import Record
 from attar.report.tables import (
     ALL,
     average_runs,
-    markdown_table,
     result_tables,
     series_labels,
     three_way_table,
@@ -36,7 +35,6 @@ def test_the_terminal_table_has_one_row_a_model_and_percent() -> None:
 
 def test_no_records_give_no_rows() -> None:
     assert three_way_table([]) == []
-    assert markdown_table([]) == ""
 
 
 def test_the_split_that_matters_comes_first_and_single_domains_have_no_total() -> None:
@@ -131,13 +129,6 @@ def test_labels_name_the_model_only_where_needed() -> None:
         "student · vl2v-adip (lite0)",
         "student · vl2v-adip (resnet18)",
     ]
-
-
-def test_markdown_is_aligned_and_escaped() -> None:
-    lines = markdown_table([record("student", 0.5, method="a|b")]).splitlines()
-    assert lines[0].startswith("| split | model | sketch |")
-    assert lines[1].startswith("| --- | --- | ---: |")
-    assert lines[2].startswith("| held_out | student · a\\|b | 50.0 |")
 
 
 def test_a_plain_run_is_the_baseline_of_the_others_but_not_of_itself() -> None:

@@ -9,25 +9,11 @@ from collections.abc import Callable
 import numpy as np
 
 from attar.errors import AttarError, UsageError
-from attar.evaluation.metrics import Array, Floats, as_array, unit
+from attar.evaluation.metrics import Array, Floats, as_array
 
 _GOLDEN = (math.sqrt(5) - 1) / 2
 _STEPS = 60
 """Golden-section steps: the bracket shrinks by 0.618 each, far below float32 resolution."""
-
-
-def fit_logit_scale(
-    features: Array, class_features: Array, targets: Array, initial: float
-) -> float:
-    """Return the logit scale s minimising the NLL of softmax(s · cos(features, class_features)).
-
-    Args:
-        features: [N, D] image features, normalised inside.
-        class_features: [C, D] class features, normalised inside.
-        targets: [N] labels (-1 = none, left out) or [N, C] probabilities, e.g. the teacher's.
-        initial: the scale to start from, in practice the teacher's (exp'd, e.g. 100).
-    """
-    return fit_scale(unit(features) @ unit(class_features).T, targets, initial)
 
 
 def fit_scale(logits: Array, targets: Array, initial: float = 1.0) -> float:

@@ -338,19 +338,6 @@ def three_way_table(records: Iterable[Record]) -> list[tuple[str, ...]]:
     return rows
 
 
-def markdown_table(records: Iterable[Record]) -> str:
-    """The same rows as `three_way_table` as a Markdown table, numbers right-aligned."""
-    rows = three_way_table(records)
-    if not rows:
-        return ""
-    lines = [
-        "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in row) + " |"
-        for row in rows
-    ]
-    rule = "|" + "|".join([" --- ", " --- ", *[" ---: "] * (len(rows[0]) - 2)]) + "|"
-    return "\n".join([lines[0], rule, *lines[1:]]) + "\n"
-
-
 def _position(order: Sequence[str], name: str) -> int:
     return order.index(name) if name in order else len(order)
 
