@@ -169,7 +169,9 @@ def test_classes_and_paths_named_like_splits_are_what_they_were(tmp_path: Path) 
 
 def test_a_split_is_no_domain_to_hold_out(tmp_path: Path) -> None:
     root = folders(tmp_path, train=2, val=2)
-    with pytest.raises(UsageError, match=r"'val' cannot be held out.*train and val, are no domains"):
+    with pytest.raises(
+        UsageError, match=r"'val' cannot be held out.*train and val, are no domains"
+    ):
         read_sources([root], held_out_domain="val")
 
 

@@ -1,8 +1,10 @@
 """A real run on folders train and test: what is tested was neither trained nor selected on."""
 
+import logging
 from collections import Counter
 from pathlib import Path
 
+import pytest
 from tiny_runs import CLASSES, distil, write_pictures
 
 from attar.data.splits import SplitConfig
@@ -11,7 +13,10 @@ from attar.records import read_records
 from attar.run import DataConfig, RunFolder
 
 
-def test_a_test_folder_is_measured_and_never_trained_on(root: Path, tmp_path: Path) -> None:
+def test_a_test_folder_is_measured_and_never_trained_on(
+    root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "attar")
     write_pictures(tmp_path / "photos" / "train", CLASSES, 5, seed=60_000)
     write_pictures(tmp_path / "photos" / "test", CLASSES, 2, seed=70_000)
     data = DataConfig(data=(tmp_path / "photos",), templates=str(root / "templates.txt"))
@@ -30,7 +35,7 @@ def test_a_test_folder_is_measured_and_never_trained_on(root: Path, tmp_path: Pa
         ("train", "val"): 3,
         ("test", "test_id"): 6,
     }
-    said = (run / "train.log").read_text(encoding="utf-8")
-    assert "split/class/image: train 15, test 6 images, 3 classes" in said
+    said = "data: split/class/image: train 15, test 6 images, 3 classes; train 12, val 3, test_id 6"
+    assert said in caplog.text
     measured = {r.split for r in read_records(run / "results.jsonl") if r.role == "student"}
     assert measured == {"val", "test_id"}

@@ -4,6 +4,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 from attar.data.class_splits import assign_unseen, check_disjoint, names_in, relabel
 from attar.data.few_shot import Shots, move_few_shot
@@ -33,6 +34,8 @@ class SplitConfig:
     """Share of the training images of each domain and class that is used, drawn by the seed."""
     held_out_domain: str | None = None
     """Domain kept out of training, selection and early stopping."""
+    held_out_part: Literal["all", "in"] = "all"
+    """What of it DomainBed's protocol measures: all, or the 80 % that published tables report."""
     unseen_share: float = 0.0
     """Share of the classes, drawn by the seed, of which training sees no image (unseen classes)."""
     unseen_classes: Path | None = None
@@ -169,6 +172,11 @@ def _check_config(config: SplitConfig) -> None:
         raise UsageError("give --splits.unseen-share or --splits.unseen-classes, not both")
     if not 0 < config.few_shot_share <= 1:
         raise UsageError(f"few_shot_share {config.few_shot_share}: give 0 < share <= 1")
+    if config.held_out_part != "all":
+        raise UsageError(
+            f"--splits.held-out-part {config.held_out_part} is DomainBed's split: give --protocol "
+            "domainbed, or leave it out"
+        )
     if config.few_shot < 0:
         raise UsageError(f"few_shot {config.few_shot} is negative: give images per class")
 

@@ -164,7 +164,10 @@ def divide(images: ImageTable, config: RunConfig) -> Splits:
             "like splits give one, --data ROOT/train, or each by a --data of its own"
         )
     splits = make_domainbed_splits(
-        images, config.splits.held_out_domain, trial_seed=config.splits.seed
+        images,
+        config.splits.held_out_domain,
+        trial_seed=config.splits.seed,
+        held_out_part=config.splits.held_out_part,
     )
     return with_train_share(splits, config.splits)
 
