@@ -101,6 +101,8 @@ def _run(
         with request.logging_to(run):
             if processes.is_main:
                 log.info("data: %s; %s", job.images.layout, job.splits.describe())
+                for note in job.splits.notes:
+                    log.warning("data: %s", note)
                 log.info("estimate: %s", cost or "not made")
             with processes.main_first():
                 # The main process has asked by now; what the others need stands in the store.

@@ -26,7 +26,7 @@ class DataConfig:
 
     data: tuple[Path, ...]
     """Folders, manifests or tars of images (data-{000..009}.tar, also by URL); labelled and
-    unlabelled ones may stand side by side."""
+    unlabelled ones may stand side by side. Folders train, val and test in one are splits."""
     classes: Path | None = None
     """Class list: a text file (one a line) or JSON {class: [descriptions]}."""
     templates: str = "photo"

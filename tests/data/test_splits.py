@@ -279,3 +279,8 @@ def test_parity_is_the_last_bit_of_the_sha256_of_the_name():
     assert even.names
     with pytest.raises(UsageError, match="unknown parity 'add': did you mean 'odd'"):
         filter_parity(table, "add")
+
+
+def test_the_part_of_the_held_out_domain_is_domainbeds_alone():
+    with pytest.raises(UsageError, match=r"--splits.held-out-part in .* --protocol domainbed"):
+        make_splits(grid(), SplitConfig(held_out_domain="art", held_out_part="in"))

@@ -5,7 +5,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from tests.stages.tiny_runs import write_pictures
 
+from attar.data.sources import read_sources
 from attar.data.table import ImageTable
 from attar.errors import UsageError
 from attar.evaluation.linear_probe_config import LinearProbeConfig
@@ -62,12 +64,30 @@ def test_a_manifest_says_it_first() -> None:
     assert sizes(replace(images, splits=splits)) == {"train": 12, "val": 4, "test_id": 4}
 
 
-def test_folders_named_train_and_test_are_splits_and_no_domains() -> None:
-    images = table(domains=("Test", "train", "valid"))
-    data = probe_data(images, [ROOT], NOBODY, LinearProbeConfig())
-    assert len(data.train) == len(data.val) == len(data.tests["test_id"].table) == 20
-    assert not data.train.has_domains
-    assert sizes(table(domains=("photo", "train")))["train"] == 32, "domains like any others"
+@pytest.mark.parametrize(
+    ("folders", "expected"),
+    [
+        (("Test", "train", "valid"), {"train": 4, "val": 4, "test_id": 4}),
+        (("train", "test"), {"train": 4, "val": 0, "test_id": 4}),
+    ],
+)
+def test_folders_named_train_and_test_are_splits(
+    tmp_path: Path, folders: tuple[str, ...], expected: dict[str, int]
+) -> None:
+    for place, folder in enumerate(folders):
+        write_pictures(tmp_path / folder, ("cat", "dog"), 2, seed=1000 * place)
+    assert sizes(read_sources([tmp_path]), roots=[tmp_path]) == expected
+
+
+def test_val_beside_train_chooses_and_is_not_tested(tmp_path: Path) -> None:
+    for place, folder in enumerate(("train", "val")):
+        write_pictures(tmp_path / folder, ("cat", "dog"), 2, seed=1000 * place)
+    with pytest.raises(UsageError, match=r"no image is left to test \(train 4, val 4\).*rename"):
+        sizes(read_sources([tmp_path]), roots=[tmp_path])
+
+
+def test_domains_beside_one_named_train_are_domains() -> None:
+    assert sizes(table(domains=("photo", "train")))["train"] == 32
 
 
 def test_two_roots_named_train_and_test_are_splits() -> None:

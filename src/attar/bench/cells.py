@@ -30,6 +30,9 @@ _PACE = ("workers", "log_every", "checkpoint_every", "shard_rows", "commit_secon
 CAPTIONS = "captions"
 """What names the captions of a row that learns from them, beside its options."""
 
+HELD_OUT_PART = "held_out_part"
+"""The option of the splits, and what names it in a strict teacher's cell, where it is not "all"."""
+
 STRICT = "strict-teacher"
 """Folder of the strict teachers' cells, in the place of a method's name."""
 
@@ -178,17 +181,25 @@ def load_cells(folder: Path, alike: Mapping[tuple[str, str], Any] | None = None)
         own = str(records[0].extra.get("variant")) if records else ""
         stored = read_json(path)["config"]
         others = [
-            f"{section}.{name} {stored[section][name]}"
+            f"{section}.{name} {_told(stored, section, name)}"
             for (section, name), value in (alike or {}).items()
-            if f"{section}.{name} " not in own and stored[section][name] != value
+            if f"{section}.{name} " not in own and _told(stored, section, name) != value
         ]
         if others:
             log.warning("%s is another grid's (%s): not in the table", path, ", ".join(others))
         else:
             found += records
+    measured = (alike or {}).get(("splits", HELD_OUT_PART))
     for path in sorted(folder.glob(f"{STRICT}/*.json")):
-        found += load_cell(path) or []
+        if measured in (None, read_json(path)["config"].get(HELD_OUT_PART, "all")):
+            found += load_cell(path) or []
     return found
+
+
+def _told(stored: Mapping[str, Any], section: str, name: str) -> Any:
+    """Return an option of a cell; one that was made before the option had what was then done."""
+    known = stored.get(section) or {}
+    return known.get(name, "all") if name == HELD_OUT_PART else known[name]
 
 
 def score_on_source_validation(records: Sequence[Record], cell: str) -> float:

@@ -27,6 +27,7 @@ from attar.bench.rows import Row, in_grid, method_rows, variant_rows
 from attar.bench.running import Running
 from attar.data.classes import read_class_list
 from attar.data.emoji import HELD_OUT_FAMILY, emoji_concepts, extract_emoji
+from attar.data.split_names import TRAINVAL
 from attar.data.splits import SplitConfig
 from attar.data.table import ImageTable
 from attar.errors import UsageError
@@ -253,4 +254,4 @@ def _tabulate(grid: ClassGrid, chosen: Mapping[str, float]) -> None:
 
 def _divided_without_val(table: ImageTable) -> bool:
     """Say whether a manifest gives every image a split, and none to validation."""
-    return None not in table.splits and "val" not in table.splits
+    return not {None, TRAINVAL, "val"} & set(table.splits)

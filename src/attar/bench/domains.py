@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from attar.bench.cells import (
+    HELD_OUT_PART,
     STRICT,
     Cell,
     digest_of,
@@ -36,6 +37,7 @@ from attar.bench.rows import Row, in_grid, make_rows, names_domains, of_domain
 from attar.bench.running import Running
 from attar.bench.table import write_tables
 from attar.data.classes import ClassList
+from attar.data.domainbed import make_domainbed_splits
 from attar.data.table import ImageTable
 from attar.errors import UsageError, unknown_name
 from attar.evaluation.models import from_store
@@ -205,17 +207,21 @@ def _choose_lr(grid: Grid, cells: Sequence[Cell]) -> float:
 
 
 def _measure_strict_teacher(grid: Grid, domain: str) -> None:
-    """Measure the teacher that never saw a domain on all of that domain's images."""
+    """Measure the teacher that never saw a domain on what the first seed's cells measure of it."""
     if grid.config.strict_teacher is None:
         return
     spec = grid.config.strict_teacher_of(domain)
     path = grid.kept.results / "cells" / STRICT / f"{file_name(domain)}.json"
     asked = {"teacher": spec, "subset": grid.base.data.subset}
+    measured = grid.base.splits.held_out_part
+    if measured != "all":
+        asked[HELD_OUT_PART] = measured
     if load_cell(path, asked, grid.kept.digest) is not None:
         return
     images = grid.images
-    index = images.domain_names.index(domain)
-    part = images.select([row for row, d in enumerate(images.domains) if d == index])
+    seed = grid.config.seeds[0]
+    splits = make_domainbed_splits(images, domain, seed, held_out_part=measured)
+    part = splits.held_out
     folder = grid.kept.out / STRICT / file_name(domain)
     prompts = prompts_of(grid.classes, images, grid.base.data.templates)
     teacher, _ = introduce(spec, folder / "store", needed=True, config=grid.base.embed)
@@ -231,7 +237,7 @@ def _measure_strict_teacher(grid: Grid, domain: str) -> None:
         dataset,
         grid.base.evaluation,
     )
-    facts = {"method": "", "held_out_domain": domain, "seed": grid.config.seeds[0], "lr": 0.0}
+    facts = {"method": "", "held_out_domain": domain, "seed": seed, "lr": 0.0}
     save_cell(path, asked, records, facts, grid.kept.digest)
 
 
@@ -258,6 +264,8 @@ def _tabulate(grid: Grid) -> None:
         "image size": grid.base.student_config.image_size,
         "seeds": _seeds(wanted) or len(grid.config.seeds),
     }
+    if grid.base.splits.held_out_part == "in":
+        facts["measured"] = "80 % of the held-out domain, DomainBed's test_in"
     write_tables(wanted, grid.kept.results, facts)
 
 
@@ -274,6 +282,7 @@ def _alike(base: RunConfig) -> dict[tuple[str, str], Any]:
         ("student", "name"): base.student,
         ("student", "image_size"): base.student_config.image_size,
         ("training", "steps"): base.training.steps,
+        ("splits", HELD_OUT_PART): base.splits.held_out_part,
     }
 
 

@@ -28,7 +28,8 @@ def assign_unseen(
 
     Raises:
         UsageError: names that no image has, fewer than two classes on either side, a class that
-            would be both seen and unseen, or images with several labels, which a manifest divides.
+            would be both seen and unseen, images with several labels, which a manifest divides, or
+            images that all have a split already.
     """
     if table.has_label_sets and (names is not None or share):
         raise UsageError(
@@ -46,6 +47,12 @@ def assign_unseen(
     for row, label in enumerate(table.labels):
         if label in indices and assigned[row] in (None, "held_out"):
             assigned[row] = UNSEEN
+    if unseen and UNSEEN not in assigned:
+        raise UsageError(
+            "every image of the unseen classes has a split already, which its manifest or folder "
+            f"names: name {UNSEEN} there, or drop the split column (of folders: give --data "
+            "ROOT/train and --data ROOT/test apart) and leave the division to attar"
+        )
 
 
 def draw_unseen(class_names: Sequence[str], share: float, seed: int) -> tuple[str, ...]:

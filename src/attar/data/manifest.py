@@ -9,7 +9,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from attar.data.splits import SPLIT_NAMES
+from attar.data.split_names import SPLIT_NAMES
 from attar.errors import UsageError, unknown_name
 from attar.members import is_url
 

@@ -3,13 +3,13 @@
 import logging
 import os
 import sys
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from attar.data.checking import Checked, check_files
 from attar.data.classes import ClassList, match_labels
+from attar.data.folders import count_images, read_folders
 from attar.data.images import EXTENSIONS, is_image_name
 from attar.data.manifest import MANIFEST_EXTENSIONS, Entry, read_manifest
 from attar.data.published import find_published, warning_of
@@ -24,8 +24,9 @@ log = logging.getLogger(__name__)
 
 _SHOWN = 5
 _EXPECTED = (
-    "give a folder of images, class/image, domain/class/image, a CSV or Parquet manifest with a "
-    "path column, or tars of samples (data-{000..009}.tar); "
+    "give a folder of images, class/image, domain/class/image, either of them below folders train, "
+    "val and test, a CSV or Parquet manifest with a path column, or tars of samples "
+    "(data-{000..009}.tar); "
     f"image extensions: {', '.join(sorted(e[1:] for e in EXTENSIONS))}"
 )
 
@@ -54,10 +55,11 @@ def read_sources(
 ) -> ImageTable:
     """Read one or several data paths into one table, labelled and unlabelled side by side.
 
-    A path is a folder of images (flat or nested: no labels), class/image, domain/class/image, one
-    of the benchmarks of `attar.data.published` as it is published, a CSV or Parquet manifest, or
-    tars of samples (`attar.data.shards`). Every file is hashed and fully decoded; those that cannot
-    be read are set aside, the first five named on stderr, and the rest is returned.
+    A path is a folder of images (flat or nested: no labels), class/image, domain/class/image, any
+    of these below folders that are all named like splits (train, val, test), one of the benchmarks
+    of `attar.data.published` as it is published, a CSV or Parquet manifest, or tars of samples
+    (`attar.data.shards`). Every file is hashed and fully decoded; those that cannot be read are set
+    aside, the first five named on stderr, and the rest is returned.
 
     Args:
         roots: the paths; their images follow each other in this order.
@@ -66,7 +68,8 @@ def read_sources(
         strict: fail when a file cannot be read.
         cache: Parquet file that saves a later call from reading unchanged files again; what is in
             tars is kept in the folder "shards" beside it.
-        unlabelled: take folders for mere folders and drop a manifest's labels.
+        unlabelled: take folders for mere folders, but for those named like splits, and drop a
+            manifest's labels.
         superset: the class list may name classes that the data lacks, the data may have one class
             only, and a benchmark's missing parts are not worth a warning (evaluation on part of the
             classes).
@@ -175,7 +178,10 @@ def _find_folder(root: Path, unlabelled: bool, superset: bool) -> _Source:
     if not found:
         raise UsageError(f"data path {root} holds no images: {_EXPECTED}")
     benchmark = None if unlabelled else _find_benchmark(root, found, superset)
-    return _find_plain_folder(root, found, unlabelled) if benchmark is None else benchmark
+    if benchmark is not None:
+        return benchmark
+    layout, entries = read_folders(root, found, unlabelled)
+    return _Source(root=root, layout=layout, entries=entries)
 
 
 def _find_benchmark(root: Path, found: Sequence[tuple[str, ...]], superset: bool) -> _Source | None:
@@ -195,27 +201,6 @@ def _find_benchmark(root: Path, found: Sequence[tuple[str, ...]], superset: bool
         for image in published.images
     ]
     return _Source(root=root, layout=published.layout, entries=entries)
-
-
-def _find_plain_folder(root: Path, found: Sequence[tuple[str, ...]], unlabelled: bool) -> _Source:
-    depths = {len(parts) for parts in found}
-    layout = "nested folder of images, no labels"
-    if depths == {1}:
-        layout = "folder of images, no labels"
-    elif depths == {2} and not unlabelled:
-        layout = "class/image"
-    elif depths == {3} and not unlabelled and _classes_repeat(found):
-        layout = "domain/class/image"
-    entries = [
-        Entry(
-            path=str(root.joinpath(*parts)),
-            name="/".join(parts),
-            label=None if "no labels" in layout else parts[-2],
-            domain=parts[0] if layout == "domain/class/image" else None,
-        )
-        for parts in found
-    ]
-    return _Source(root=root, layout=layout, entries=entries)
 
 
 def _walk(
@@ -248,15 +233,6 @@ def _walk(
     return found
 
 
-def _classes_repeat(found: Sequence[tuple[str, ...]]) -> bool:
-    """Whether at least half of the second-level folder names stand in several first-level ones."""
-    domains: dict[str, set[str]] = defaultdict(set)
-    for domain, label, _ in found:
-        domains[label].add(domain)
-    repeated = sum(len(names) > 1 for names in domains.values())
-    return repeated * 2 >= len(domains)
-
-
 def _report_broken(checked: dict[str, Checked], set_aside: Path | None, strict: bool) -> None:
     broken = [(path, c.reason) for path, c in checked.items() if c.reason is not None]
     if set_aside is not None:
@@ -284,10 +260,14 @@ def _describe(layout: str, entries: Sequence[Entry]) -> str:
     counts = {
         "domain": len({e.domain for e in entries} - {None}),
         "class": len(_class_names(entries)),
-        "image": len(entries),
     }
+    below_splits = layout.startswith("split/")
+    if not below_splits:
+        counts["image"] = len(entries)
     plural = {"domain": "domains", "class": "classes", "image": "images"}
     words = [f"{n:,} {kind if n == 1 else plural[kind]}" for kind, n in counts.items() if n]
+    if below_splits:
+        words.insert(0, count_images(entries))
     return f"{layout}: {', '.join(words)}"
 
 

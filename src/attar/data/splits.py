@@ -4,26 +4,15 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 from attar.data.class_splits import assign_unseen, check_disjoint, names_in, relabel
 from attar.data.few_shot import Shots, move_few_shot
 from attar.data.share import keep_share
+from attar.data.split_names import SPLIT_NAMES, TRAINVAL
 from attar.data.table import ImageTable
 from attar.errors import UsageError, unknown_name
 from attar.files import sha256_text
-
-SPLIT_NAMES: dict[str, str] = {
-    "train": "train",
-    "val": "val",
-    "few_shot": "few_shot",
-    "test": "test_id",
-    "test_id": "test_id",
-    "test_ood": "test_ood",
-    "unseen_classes": "unseen_classes",
-    "further_unseen": "further_unseen",
-    "held_out": "held_out",
-}
-"""Split names that a manifest may use -> the split they mean."""
 
 SOURCE = ("train", "few_shot", "val")
 """The splits that training and selection may see."""
@@ -45,6 +34,8 @@ class SplitConfig:
     """Share of the training images of each domain and class that is used, drawn by the seed."""
     held_out_domain: str | None = None
     """Domain kept out of training, selection and early stopping."""
+    held_out_part: Literal["all", "in"] = "all"
+    """What of it DomainBed's protocol measures: all, or the 80 % that published tables report."""
     unseen_share: float = 0.0
     """Share of the classes, drawn by the seed, of which training sees no image (unseen classes)."""
     unseen_classes: Path | None = None
@@ -112,14 +103,15 @@ def make_splits(table: ImageTable, config: SplitConfig) -> Splits:
     """Divide the images; a pure function of the table and the config.
 
     The held-out domain goes to `held_out` whole, every image of an unseen class in any domain to
-    `unseen_classes`. Images with a split in their manifest go there.
-    The others are divided by `test_fraction` and `val_fraction` within each (domain, class), files
-    with the same bytes together; each class keeps at least one training image. Copies
-    in source splits of images that are tested elsewhere are left out and counted in `notes`.
+    `unseen_classes`. Images whose manifest, or whose folder, names a split go there. The others are
+    divided by `test_fraction` and `val_fraction`, those named `trainval` by `val_fraction` alone,
+    within each (domain, class), files with the same bytes together; each class keeps at least one
+    training image. Copies in source splits of images that are tested elsewhere are left out and
+    counted in `notes`.
 
     Raises:
         UsageError: fractions that leave nothing to train on, an unknown held-out domain or split
-            name, or no training images left.
+            name, unseen classes asked of images that all have a split, or no training images left.
     """
     _check_config(config)
     assigned: list[str | None] = [_split_of(name) for name in table.splits]
@@ -131,6 +123,7 @@ def make_splits(table: ImageTable, config: SplitConfig) -> Splits:
     assign_unseen(table, assigned, config.unseen_share, config.unseen_classes, config.seed)
     _follow_copies(table, assigned)
     _divide(table, assigned, config)
+    _divide(table, assigned, replace(config, test_fraction=0.0), TRAINVAL)
     check_disjoint(table, assigned)
     notes: list[str] = []
     if config.few_shot:
@@ -179,6 +172,11 @@ def _check_config(config: SplitConfig) -> None:
         raise UsageError("give --splits.unseen-share or --splits.unseen-classes, not both")
     if not 0 < config.few_shot_share <= 1:
         raise UsageError(f"few_shot_share {config.few_shot_share}: give 0 < share <= 1")
+    if config.held_out_part != "all":
+        raise UsageError(
+            f"--splits.held-out-part {config.held_out_part} is DomainBed's split: give --protocol "
+            "domainbed, or leave it out"
+        )
     if config.few_shot < 0:
         raise UsageError(f"few_shot {config.few_shot} is negative: give images per class")
 
@@ -203,7 +201,8 @@ def check_domain(name: str, domains: Iterable[str | None]) -> None:
     if not present:
         raise UsageError(
             f"domain {name!r} cannot be held out: the data has no domains; give it as "
-            "domain/class/image or as a manifest with a domain column"
+            "domain/class/image or as a manifest with a domain column (folders that are all named "
+            "like splits, such as train and val, are no domains)"
         )
     if name not in present:
         raise unknown_name("domain", name, present)
@@ -215,7 +214,7 @@ def _follow_copies(table: ImageTable, assigned: list[str | None]) -> None:
     Copies of the held-out domain's images, and of unseen classes', go to training, from where they
     are dropped: a test must not hold images that were found in another domain or class.
     """
-    order = {name: place for place, name in enumerate((*SOURCE, *_TEST))}
+    order = {name: place for place, name in enumerate(("train", TRAINVAL, *SOURCE[1:], *_TEST))}
     named: dict[str, str] = {}
     for key, split in zip(table.keys, assigned, strict=True):
         if split is not None and order[split] >= order[named.get(key, "train")]:
@@ -225,8 +224,10 @@ def _follow_copies(table: ImageTable, assigned: list[str | None]) -> None:
             assigned[row] = "train" if named[key] in _APART else named[key]
 
 
-def _divide(table: ImageTable, assigned: list[str | None], config: SplitConfig) -> None:
-    """Divide the rows without a split, stratified by (domain, class), copies kept together.
+def _divide(
+    table: ImageTable, assigned: list[str | None], config: SplitConfig, part: str | None = None
+) -> None:
+    """Divide the rows assigned to `part`, stratified by (domain, class), copies kept together.
 
     The order is that of sha256(seed, key), so it depends neither on names nor on other files.
     Shares are rounded with the remainder carried on to the next stratum: many small classes
@@ -234,7 +235,7 @@ def _divide(table: ImageTable, assigned: list[str | None], config: SplitConfig) 
     """
     groups: dict[str, list[int]] = defaultdict(list)
     for row, key in enumerate(table.keys):
-        if assigned[row] is None:
+        if assigned[row] == part:
             groups[key].append(row)
     strata: dict[str, list[str]] = defaultdict(list)
     for key, members in groups.items():

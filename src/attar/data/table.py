@@ -33,7 +33,7 @@ class ImageTable:
     """Index into `domain_names`, -1 for none."""
     captions: tuple[str | None, ...]
     splits: tuple[str | None, ...]
-    """The split that a manifest names, else None."""
+    """The split that a manifest or a folder names, else None."""
     class_names: tuple[str, ...] = ()
     domain_names: tuple[str, ...] = ()
     label_sets: tuple[tuple[int, ...], ...] = ()

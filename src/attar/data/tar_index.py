@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from attar.data.images import decode_image, is_image_name
-from attar.data.splits import SPLIT_NAMES
+from attar.data.split_names import SPLIT_NAMES
 from attar.data.tar_walk import TarPart, TarWalk
 from attar.errors import AttarError
 from attar.files import atomic_path, sha256_text

@@ -159,9 +159,15 @@ def divide(images: ImageTable, config: RunConfig) -> Splits:
     if config.splits.unseen_share or config.splits.unseen_classes is not None:
         raise UsageError("DomainBed's protocol has no unseen classes: use --protocol folder")
     if any(split is not None for split in images.splits):
-        raise UsageError("DomainBed's protocol makes its own splits: drop the split column")
+        raise UsageError(
+            "DomainBed's protocol makes its own splits: drop the split column; of folders named "
+            "like splits give one, --data ROOT/train, or each by a --data of its own"
+        )
     splits = make_domainbed_splits(
-        images, config.splits.held_out_domain, trial_seed=config.splits.seed
+        images,
+        config.splits.held_out_domain,
+        trial_seed=config.splits.seed,
+        held_out_part=config.splits.held_out_part,
     )
     return with_train_share(splits, config.splits)
 

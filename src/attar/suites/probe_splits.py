@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from attar.data.split_names import TRAINVAL, split_of_folder
 from attar.data.splits import SplitConfig, Splits, domain_index, make_splits
 from attar.data.table import ImageTable
 from attar.errors import UsageError
@@ -15,14 +16,8 @@ from attar.evaluation.probing import ProbeData
 
 log = logging.getLogger(__name__)
 
-FOLDERS = {
-    **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(("val", "valid", "validation"), "val"),
-    **dict.fromkeys(("test", "testing"), "test"),
-}
-"""What a folder's name, in any case, says about the images in it."""
-
 _TESTS = ("test_id", "test_ood", "held_out")
+_UNTESTED = (None, "train", TRAINVAL, "val")
 
 
 def probe_data(
@@ -44,7 +39,7 @@ def probe_data(
     if not len(labelled):
         raise UsageError(f"a linear probe needs labelled images; these have none ({images.layout})")
     table = _with_seen_aside(_with_named_splits(labelled, roots), seen, config)
-    tested = any(split not in (None, "train", "val") for split in table.splits)
+    tested = any(split not in _UNTESTED for split in table.splits)
     split_config = SplitConfig(
         seed=config.split_seed,
         val_fraction=0.0,
@@ -71,29 +66,23 @@ def dataset_name(roots: Sequence[Path]) -> str:
 def split_folder(root: Path) -> Path | None:
     """Return the folder train, val or test that a data path is, or that its tars lie in."""
     for folder in (root, root.parent) if root.suffix else (root,):
-        if folder.name.lower() in FOLDERS:
+        if split_of_folder(folder.name) is not None:
             return folder
     return None
 
 
 def _with_named_splits(images: ImageTable, roots: Sequence[Path]) -> ImageTable:
-    """Write the splits that folders' names give into the table; a manifest's own come first."""
+    """Write the splits that the paths' own names give into the table; those it has come first."""
     if any(split is not None for split in images.splits):
         return images
     folders = [split_folder(root.expanduser().resolve()) for root in roots]
-    of_folder = {f"{folder}/": FOLDERS[folder.name.lower()] for folder in folders if folder}
+    of_folder = {f"{folder}/": split_of_folder(folder.name) for folder in folders if folder}
     if of_folder:
         given = tuple(
             next((split for start, split in of_folder.items() if path.startswith(start)), None)
             for path in images.paths
         )
         return replace(images, splits=given)
-    names = [name.lower() for name in images.domain_names]
-    if {"train", "test"} <= {FOLDERS.get(name, "") for name in names} and set(names) <= set(
-        FOLDERS
-    ):
-        given = tuple(FOLDERS[names[domain]] if domain >= 0 else None for domain in images.domains)
-        return replace(images, splits=given, domains=(-1,) * len(images), domain_names=())
     return images
 
 
@@ -106,7 +95,7 @@ def _with_seen_aside(
     kept: list[int] = []
     splits: list[str | None] = []
     for row, (key, split) in enumerate(zip(images.keys, images.splits, strict=True)):
-        is_test = images.domains[row] == held_out or split not in (None, "train", "val")
+        is_test = images.domains[row] == held_out or split not in _UNTESTED
         if key not in seen or not is_test:
             kept.append(row)
             splits.append("train" if key in seen and split is None else split)
@@ -129,7 +118,8 @@ def _checked(splits: Splits, dataset: str) -> ProbeData:
     if not tests:
         raise UsageError(
             f"no image is left to test ({splits.describe()}): the models were trained on all that "
-            "could be, or only training images are given; give others to --data"
+            "could be, or only images to train and choose on are given; give others to --data, or "
+            "rename a folder val that is to be tested to test"
         )
     log.info("linear probe: %s", splits.describe())
     return ProbeData(
