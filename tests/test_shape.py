@@ -25,6 +25,7 @@ LAYERS = [
         "members",
         "metrics",
         "multilabel",
+        "same_run",
     },
     {"prompts", "data"},
     {"teachers", "runtime"},

@@ -15,6 +15,7 @@ from attar.data.splits import SplitConfig
 from attar.errors import UsageError
 from attar.evaluation.config import EvaluationConfig
 from attar.files import check_writable, write_json, write_text
+from attar.same_run import differing
 from attar.store.config import EmbedConfig
 from attar.students.config import StudentConfig
 from attar.training.config import TrainingConfig
@@ -305,8 +306,9 @@ def plain_options(config: RunConfig) -> dict[str, Any]:
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """List the options that differ, e.g. "training.lr 0.001 there, 0.01 asked".
 
-    An option that the old side does not know, because it is younger, had its default there: what
-    attar sets, since a method that now sets another did not then.
+    Those that change the pace of a run and not its result do not count, see `same_run`. An option
+    that the old side does not know, because it is younger, had its default there: what attar sets,
+    since a method that now sets another did not then.
     """
     # On use: methods load torch, for which `attar --help` need not wait.
     from attar.methods.registry import METHODS, method_options
@@ -323,38 +325,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     if isinstance(named, Mapping) and named.get("name") in METHODS:
         options = method_options(METHODS[str(named["name"])], {})
         defaults["method"] = to_plain(options)
-    return _differences(old, new, defaults, "")
-
-
-_MAY_CHANGE = {
-    f"embed.{name}."
-    for name in (
-        "budget",
-        "price",
-        "request_size",
-        "parallel",
-        "rate",
-        "attempts",
-        "backoff",
-        "timeout",
-    )
-}
-"""How a teacher is paid and asked may change while a run goes on: its answers do not."""
-
-
-def _differences(old: Any, new: Any, default: Any, prefix: str) -> list[str]:
-    if isinstance(old, Mapping) and isinstance(new, Mapping):
-        known = default if isinstance(default, Mapping) else {}
-        return [
-            line
-            for name in dict.fromkeys([*old, *new])
-            for line in _differences(
-                old.get(name, known.get(name)), new.get(name), known.get(name), f"{prefix}{name}."
-            )
-        ]
-    if prefix in _MAY_CHANGE:
-        return []
-    return [] if old == new else [f"{prefix[:-1]} {old} there, {new} asked"]
+    return differing(old, new, defaults)
 
 
 _PACKAGES = (

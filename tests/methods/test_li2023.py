@@ -145,3 +145,17 @@ def test_needs_follow_from_the_terms(options: dict, needs: set[str]) -> None:
 def test_impossible_options_are_refused(wrong: dict) -> None:
     with pytest.raises(UsageError):
         LiOptions(**wrong)
+
+
+@pytest.mark.parametrize("term", TERMS)
+def test_a_learnt_context_is_refused_exactly_where_no_term_gives_it_a_gradient(term: str) -> None:
+    values = {**dict.fromkeys(TERMS, 0.0), term: 1.0, "filter_contrastive": True}
+    (phase,) = find_method("li2023").phases(LiOptions(**values), 10, SIZES)
+    classes = CLASS_FEATURES.clone().requires_grad_()
+    student = FEATURES.clone().requires_grad_()
+    phase.objective(Outputs(features=student), make_batch(), classes).total.backward()
+    if classes.grad is None:
+        with pytest.raises(UsageError, match=r"--method\.context 8 is learnt by .*both are 0"):
+            method_options(find_method("li2023"), {**values, "context": "8"})
+    else:
+        assert method_options(find_method("li2023"), {**values, "context": "8"}).context == 8

@@ -15,6 +15,7 @@ from torch import Tensor
 from attar.data.splits import SourceSplits
 from attar.data.transforms import RecordedView, pil_to_tensor
 from attar.errors import AttarError, UsageError
+from attar.store.config import EmbedConfig
 from attar.store.store import Store
 from attar.store.writer import StoreWriter
 from attar.training.config import TrainingConfig
@@ -41,18 +42,19 @@ def assert_equal(one: Batch, other: Batch) -> None:
 
 @pytest.fixture
 def with_views(tmp_path: Path) -> Path:
-    """Images whose store also holds two recorded views of each, as nothing but their number."""
+    """Images whose store also holds two recorded views of each, their features but a number."""
     folder = tmp_path / "images"
     make_images(folder, count=8)
     table = read_table(folder)
     info = Store.open(folder / "store").info.teacher
     with StoreWriter.open(folder / "store", info) as writer:
-        for number in range(2):
+        config = EmbedConfig(views=2)
+        for number, (name, definition) in enumerate(config.view_definitions().items()):
             views = [RecordedView.draw("domainbed", key, number, 0) for key in table.keys]
             features = np.eye(DIM)[np.arange(8) + 8 * number]
-            writer.add_view(f"view-{number}", {"recipe": "domainbed", "index": number})
+            writer.add_view(name, definition)
             params = [view.to_json() for view in views]
-            writer.add_images(table.keys, table.names, f"view-{number}", features, params)
+            writer.add_images(table.keys, table.names, name, features, params)
     return folder
 
 

@@ -17,15 +17,13 @@ from attar.files import read_json, sha256_file, sha256_text, write_json
 from attar.methods.registry import find_method, method_options
 from attar.records import Record
 from attar.run import RunConfig, RunFolder, differences, plain_options
+from attar.same_run import deciding
 from attar.stages.request import fill_sections
 
 log = logging.getLogger(__name__)
 
 _PLACES = ("data", "store", "classes", "baseline")
 """Options that say where something is and not what it is."""
-
-_PACE = ("workers", "log_every", "checkpoint_every", "shard_rows", "commit_seconds")
-"""Options within a section that change nothing but the pace."""
 
 CAPTIONS = "captions"
 """What names the captions of a row that learns from them, beside its options."""
@@ -79,13 +77,8 @@ def what_was_run(config: RunConfig, images: ImageTable | None = None) -> dict[st
     captions = {}
     if images is not None and CAPTIONS in method.needs_with(chosen):
         captions = {CAPTIONS: _captions_digest(images)}
-    return captions | {
-        name: {k: v for k, v in value.items() if k not in _PACE}
-        if isinstance(value, dict)
-        else value
-        for name, value in plain_options(config).items()
-        if name not in _PLACES
-    }
+    options = deciding(plain_options(config))
+    return captions | {name: value for name, value in options.items() if name not in _PLACES}
 
 
 def digest_of(images: ImageTable, *files: Path | None) -> str:

@@ -24,6 +24,7 @@ from torch import Tensor
 from attar.errors import AttarError
 from attar.losses import pseudo_score_distillation
 from attar.methods.base import Method, Objective, Phase, Sizes, Views
+from attar.methods.gathering import joined
 from attar.methods.parts import (
     ABOVE_0_TO_1,
     NO_LABEL,
@@ -68,7 +69,7 @@ class AttarOptions:
 
 
 class AttarObjective(Objective):
-    """The weighted sum of the terms whose weight is not 0."""
+    """The weighted sum of the terms that have a weight, over the joined batch of all processes."""
 
     def __init__(self, options: AttarOptions, scale: float = 100.0) -> None:
         """`scale` is what the teacher multiplies cosines by, for the text of unlabelled images."""
@@ -86,7 +87,7 @@ class AttarObjective(Objective):
         """Return the sum; every term is logged unweighted."""
         if class_features is None:
             raise AttarError("attar needs class features")
-        options, own = self.options, outputs.features
+        options, (own, batch) = self.options, joined(outputs, batch)
         teacher, labels = teacher_features(batch, "attar"), labels_of(batch, "attar")
         terms: dict[str, Tensor] = {}
         if options.image:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from attar.errors import AttarError
 from attar.losses import image_contrastive
 from attar.methods.base import ClassFeatures, Method, Objective, Phase, Sizes, Views
+from attar.methods.gathering import gather_with_gradients
 from attar.methods.parts import require
 from attar.methods.prompt_learning import KEPT_BYTES, LearntPrompts
 from attar.multilabel import asymmetric_loss, region_probabilities
@@ -105,7 +106,7 @@ class MultiLabelObjective(Objective):
 
 
 class MultiLabelLi2023(MultiLabelObjective):
-    """Asymmetric loss on region probabilities, and image contrast.
+    """Asymmetric loss on region probabilities, and image contrast over all processes' images.
 
     It owns the probability bias; `class_features` are [2 C, D], positive prompts then negative.
     """
@@ -146,7 +147,10 @@ class MultiLabelLi2023(MultiLabelObjective):
         if options.image_contrastive:
             if batch.image_features is None:
                 raise AttarError("image contrast needs the teacher's image features in the batch")
-            term = image_contrastive(outputs.features, batch.image_features, options.temperature)
+            # The other term is a plain mean over images, for which none need be gathered.
+            own = gather_with_gradients(outputs.features)
+            teacher = gather_with_gradients(batch.image_features)
+            term = image_contrastive(own, teacher, options.temperature)
             terms["image_contrastive"] = term
             total = total + options.image_contrastive * term
         return Loss(total=total, terms=terms)

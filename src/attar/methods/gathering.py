@@ -1,10 +1,13 @@
 """A batch that is spread over processes, seen whole by each of them."""
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from attar.types import Batch, Outputs
 
 
 def gather_with_gradients(rows: Tensor) -> Tensor:
@@ -19,6 +22,29 @@ def gather_with_gradients(rows: Tensor) -> Tensor:
         return rows
     gathered: Tensor = _Gather.apply(rows)
     return gathered
+
+
+def joined(outputs: Outputs, batch: Batch) -> tuple[Tensor, Batch]:
+    """Return the student's features of all processes' images, and what is known of these.
+
+    A loss of them is the same in every process, that of the joined batch, and so is its gradient,
+    see `gather_with_gradients`. Alone, nothing changes.
+
+    Returns:
+        Features [B · world, D], and the batch with the teacher's image features, the labels and the
+        features of captions of all these images. Its images, keys, domains and streams stay this
+        process's own: the loss has no use for them.
+    """
+
+    def whole(rows: Tensor | None) -> Tensor | None:
+        return None if rows is None else gather_with_gradients(rows)
+
+    return gather_with_gradients(outputs.features), replace(
+        batch,
+        image_features=whole(batch.image_features),
+        labels=whole(batch.labels),
+        caption_features=whole(batch.caption_features),
+    )
 
 
 class _Gather(torch.autograd.Function):

@@ -27,6 +27,7 @@ from attar.losses import (
     proximity,
 )
 from attar.methods.base import Method, Need, Objective, Phase, Sizes, Views
+from attar.methods.gathering import joined
 from attar.methods.parts import require
 from attar.types import Batch, Loss, Outputs
 
@@ -77,6 +78,13 @@ class LiOptions:
         for name, least in (("nearest", 1), ("context", 0)):
             value = getattr(self, name)
             require(value >= least, name, value, f"at least {least}")
+        if self.context and not (self.classification or self.proximity):
+            # The other terms never look at the classes: nothing would teach the prompts, and
+            # data-parallel training stops at a parameter without a gradient.
+            raise UsageError(
+                f"--method.context {self.context} is learnt by --method.classification or "
+                "--method.proximity, and both are 0: give one a weight, or leave the context out"
+            )
 
 
 @dataclass(frozen=True)
@@ -174,7 +182,11 @@ TERMS: Mapping[str, Callable[[LiOptions, _Said], Tensor]] = {
 
 
 class LiObjective(Objective):
-    """The weighted sum of the terms whose weight is not 0."""
+    """The weighted sum of the terms whose weight is not 0, over the joined batch of all processes.
+
+    Not only are there more images to contrast: the mean over images that have a label, or that pass
+    a filter, is no mean of the processes' means.
+    """
 
     def __init__(self, options: LiOptions) -> None:
         super().__init__()
@@ -188,7 +200,7 @@ class LiObjective(Objective):
         anchor: Outputs | None = None,
     ) -> Loss:
         """Return the sum; every term is logged unweighted, the filter's share as `aligned`."""
-        said = _Said(outputs.features, batch, class_features)
+        said = _Said(*joined(outputs, batch), class_features)
         weights = {name: weight for name in TERMS if (weight := getattr(self.options, name))}
         terms = {name: TERMS[name](self.options, said) for name in weights}
         total = torch.stack([weight * terms[name] for name, weight in weights.items()]).sum()

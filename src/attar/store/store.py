@@ -136,7 +136,8 @@ class Store:
         """Return the augmentation [n] in which the teacher saw each row, None for clean rows.
 
         Equal to `RecordedView.draw` with the view's definition in `info.views` and the key of the
-        image, which is the faster way at random over many millions of rows.
+        image, which is the faster way at random: here a column of a whole shard is decoded for
+        each shard that is not at hand.
         """
         params = self._images.columns(rows, ["view_params"])["view_params"]
         return [None if text is None else RecordedView.from_json(text) for text in params]

@@ -54,7 +54,8 @@ class _Item:
 
     index: int
     seed: int
-    view: RecordedView | None = None
+    view: tuple[str, str, int, int] | None = None
+    """What `RecordedView.draw` takes, of the view that the teacher saw."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ class _Images(Dataset[Tensor | str]):
         except AttarError as error:
             return str(error)
         if item.view is not None:
-            return pil_to_tensor(item.view.apply(image, self._image_size))
+            return pil_to_tensor(RecordedView.draw(*item.view).apply(image, self._image_size))
         before = torch.get_rng_state()
         torch.default_generator.manual_seed(item.seed)
         try:
@@ -179,7 +180,7 @@ class Feed:
             if self._online is None:
                 raise UsageError("views 'online' need a teacher to ask; give --teacher")
         elif views == "same":
-            _ = self._recorded_rows
+            _ = self._recorded
         elif self._store is not None:
             _ = self._clean_rows
 
@@ -251,17 +252,22 @@ class Feed:
             seeds = [
                 derive_seed(self._config.seed, step, first + own * i) for i in range(len(indices))
             ]
-            recorded: Sequence[RecordedView | None] = [None] * len(indices)
+            drawn: Sequence[tuple[str, str, int, int] | None] = [None] * len(indices)
             rows = None
             if views == "same" and self._store is not None:
-                of_view = self._recorded_rows
+                of_view, definitions = self._recorded
                 choice = [seed % len(of_view) for seed in seeds]
                 rows = of_view[choice, indices]
-                recorded = self._store.recorded_view(rows)
+                drawn = [
+                    (recipe, self._table.keys[i], number, seed)
+                    for i, (recipe, number, seed) in zip(
+                        indices, (definitions[view] for view in choice), strict=True
+                    )
+                ]
             elif views == "clean" and self._store is not None:
                 rows = self._clean_rows[indices]
             plans.append(_Plan(step, indices, rows))
-            yield [_Item(*item) for item in zip(indices, seeds, recorded, strict=True)]
+            yield [_Item(*item) for item in zip(indices, seeds, drawn, strict=True)]
 
     def _batch(
         self, plan: _Plan, images: Tensor, features: Tensor | None, device: torch.device
@@ -312,14 +318,31 @@ class Feed:
         return self._store.image_rows(self._table.keys)
 
     @cached_property
-    def _recorded_rows(self) -> NDArray[np.int64]:
-        """[V, n] the store's row of each image in each recorded view that covers them all."""
+    def _recorded(self) -> tuple[NDArray[np.int64], list[tuple[str, int, int]]]:
+        """The recorded views that cover all images: V of them.
+
+        First [V, n], the store's row of each image in each view; then each view's recipe, number
+        and seed. A view is drawn again from these, which a worker does: reading at random what the
+        store recorded would decode a column of a whole shard for a single row of it.
+        """
         keys, store = self._table.keys, self._store
         views = () if store is None else store.views_with(keys)
-        rows = [store.image_rows(keys, view) for view in views if store is not None]
-        if not rows:
+        if store is None or not views:
             raise AttarError(
                 f"views 'same' need recorded views of all {len(keys):,} training images and the "
                 "store has none; make them with: attar embed --views 4"
             )
-        return np.stack(rows)
+        rows = np.stack([store.image_rows(keys, view) for view in views])
+        definitions = []
+        for view, recorded in zip(views, store.recorded_view(rows[:, 0]), strict=True):
+            told = store.info.views[view] or {}
+            definition = (str(told["recipe"]), int(told["index"]), int(told["seed"]))
+            recipe, number, seed = definition
+            if recorded != RecordedView.draw(recipe, keys[0], number, seed):
+                raise AttarError(
+                    f"view {view!r} of {store.path} is not what is drawn today from the same "
+                    "numbers, so the student would not see what the teacher saw; embed the views "
+                    "into another store: attar embed --views 4 --out STORE"
+                )
+            definitions.append(definition)
+        return rows, definitions

@@ -1,4 +1,4 @@
-"""dime-fm on two processes: the loss and gradients of one with the joined batch."""
+"""Methods that compare images on two processes: loss and gradients of one with the joined batch."""
 
 import os
 import shutil
@@ -7,15 +7,15 @@ import sys
 from pathlib import Path
 
 import torch
+from joined_run import CASES, add_sentences, gradients
 from safetensors.torch import load_file
-from unpaired_run import STUDENTS, add_sentences, gradients
 
 
 def test_loss_and_gradients_on_two_ranks_equal_one(images: Path, tmp_path: Path) -> None:
     folder = tmp_path / "images"
     shutil.copytree(images, folder)
     add_sentences(folder / "store")
-    script = Path(__file__).with_name("unpaired_run.py")
+    script = Path(__file__).with_name("joined_run.py")
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     subprocess.run(
         [*launch, str(script), str(folder), str(tmp_path / "two")],
@@ -25,9 +25,11 @@ def test_loss_and_gradients_on_two_ranks_equal_one(images: Path, tmp_path: Path)
     )
     one = gradients(folder, batch_size=6, text_batch=10)
     ranks = [load_file(tmp_path / f"two-{rank}.safetensors") for rank in (0, 1)]
-    for name in STUDENTS:
-        assert sum(key.startswith(f"{name} ") for key in one) > 10
-        assert one[f"{name} loss"] > 0
+    for case in CASES:
+        assert sum(key.startswith(f"{case.name}: student.") for key in one) > 10
+        assert one[f"{case.name}: loss"] != 0
+        if case.method != "dime-fm":
+            assert one[f"{case.name}: class_features.rows"].abs().sum() > 0
     for two in ranks:
         assert two.keys() == one.keys()
         for key, value in one.items():
