@@ -24,6 +24,7 @@ from attar.evaluation.models import (
     BASELINE,
     STUDENT,
     EvaluatedModel,
+    feature_parts,
     features_from_store,
     from_constant,
     from_store,
@@ -237,7 +238,7 @@ def open_references(
     then is the baseline. `store` knows the teacher's features of the run's images `train`.
     """
     folder = run.path / "references"
-    mean = constant_mean(features_from_store(store, train))
+    mean = constant_mean(feature_parts(store, train))
     role = BASELINE if alone else "projection-only"
     projection_only = load_student(folder / "projection-only")
     untrained = load_student(folder / "untrained")
