@@ -338,8 +338,11 @@ _MAY_CHANGE = {
         "backoff",
         "timeout",
     )
-}
-"""How a teacher is paid and asked may change while a run goes on: its answers do not."""
+} | {f"{section}.workers." for section in ("embed", "evaluation", "training")}
+"""How a teacher is paid and asked, and how many processes read, may change while a run goes on.
+
+What the teacher answers and which batches are made does not change by it.
+"""
 
 
 def _differences(old: Any, new: Any, default: Any, prefix: str) -> list[str]:

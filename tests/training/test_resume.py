@@ -3,12 +3,15 @@
 import json
 import multiprocessing
 import signal
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from small_run import (
+    ScaledMSE,
     class_features,
     make_feed,
     make_student,
@@ -17,9 +20,11 @@ from small_run import (
     run_two_phases,
     two_phases,
 )
+from tests.dead_workers import Killer
 
 from attar.errors import AttarError, UsageError
 from attar.training.loop import train
+from attar.types import Loss
 
 
 def kill_in_process(images: Path, run: Path, workers: int, at: int) -> None:
@@ -143,3 +148,31 @@ def test_a_damaged_checkpoint_is_named(images: Path, tmp_path: Path) -> None:
     file.write_bytes(file.read_bytes()[:100])
     with pytest.raises(AttarError, match=r"student\.safetensors is damaged"):
         run_two_phases(images, tmp_path, workers=0)
+
+
+def test_a_worker_that_dies_in_a_step_is_named_and_training_goes_on(
+    images: Path, unbroken: Path, tmp_path: Path
+) -> None:
+    killer, run = Killer(), tmp_path / "run"
+
+    class Struck(ScaledMSE):
+        def forward(self, *arguments: Any, **named: Any) -> Loss:
+            if self.calls == 4:
+                killer.strike()
+            return super().forward(*arguments, **named)
+
+    objective = Struck()
+    struck = tuple(replace(phase, objective=objective) for phase in two_phases())
+    config = resumable_config(workers=1)
+    with pytest.raises(AttarError, match=r"reads images died .* fewer --training.workers"):
+        train(
+            make_student(),
+            struck,
+            make_feed(images, config),
+            class_features(),
+            config,
+            run,
+            validate=project,
+        )
+    run_two_phases(images, run, workers=0)
+    assert_same_result(run, unbroken)
