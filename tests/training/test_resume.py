@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+import shutil
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -148,6 +149,22 @@ def test_a_damaged_checkpoint_is_named(images: Path, tmp_path: Path) -> None:
     file.write_bytes(file.read_bytes()[:100])
     with pytest.raises(AttarError, match=r"student\.safetensors is damaged"):
         run_two_phases(images, tmp_path, workers=0)
+
+
+@pytest.mark.parametrize("kept", [0.5, 0.01, 0.0])
+def test_a_damaged_optimizer_is_named_and_the_way_out_is_one(
+    images: Path, unbroken: Path, tmp_path: Path, kept: float
+) -> None:
+    stop_in_step(images, tmp_path, 8)
+    file = tmp_path / "checkpoints/last/optimizer.pt"
+    file.write_bytes(file.read_bytes()[: int(kept * file.stat().st_size)])
+    told = r"optimizer\.pt is damaged .*; delete .*/checkpoints and run again"
+    with pytest.raises(AttarError, match=told):
+        run_two_phases(images, tmp_path, workers=0)
+    if not kept:
+        shutil.rmtree(tmp_path / "checkpoints")
+        run_two_phases(images, tmp_path, workers=0)
+        assert_same_result(unbroken, tmp_path)
 
 
 def test_a_worker_that_dies_in_a_step_is_named_and_training_goes_on(

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from attar.data.table import ImageTable, concatenate
 from attar.errors import AttarError
-from attar.evaluation.metrics import ROWS_AT_ONCE
 from attar.evaluation.models import feature_parts
 from attar.losses import aligned
 from attar.methods.base import ClassFeatures
@@ -42,9 +41,14 @@ def streams(job: Job, knowledge: Knowledge | None, class_features: ClassFeatures
 
 def _right(store: Store, table: ImageTable, classes: Tensor) -> Tensor:
     """Say for which images the teacher's nearest class [C, D] is their label: bool [N]."""
-    labels = torch.tensor(table.labels).split(ROWS_AT_ONCE)
-    parts = zip(feature_parts(store, table, ROWS_AT_ONCE), labels, strict=True)
-    return torch.cat([aligned(torch.from_numpy(part), classes, of) for part, of in parts])
+    labels = torch.tensor(table.labels)
+    right = torch.empty(len(labels), dtype=torch.bool)
+    start = 0
+    for part in feature_parts(store, table):
+        rows = slice(start, start + len(part))
+        right[rows] = aligned(torch.from_numpy(part), classes, labels[rows])
+        start += len(part)
+    return right
 
 
 def stand_in(job: Job) -> Streams:
