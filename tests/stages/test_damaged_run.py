@@ -12,7 +12,7 @@ from attar.run import DataConfig
 from attar.stages.comparing import Comparison, gather
 
 
-def test_a_student_that_was_cut_is_made_again_as_told(root: Path) -> None:
+def test_students_that_were_cut_are_made_again_as_told(root: Path) -> None:
     run = distil(root, "cut")
     file = run / "student" / "model.safetensors"
     whole, records = file.read_bytes(), len(list(read_records(run / "results.jsonl")))
@@ -21,7 +21,11 @@ def test_a_student_that_was_cut_is_made_again_as_told(root: Path) -> None:
     with pytest.raises(AttarError, match=r"delete it and the file `done` of its run"):
         gather(asked)
     shutil.rmtree(run / "student")
+    reference = run / "references" / "untrained"
+    untrained = (reference / "model.safetensors").read_bytes()
+    shutil.rmtree(reference)
     (run / "done").unlink()
     distil(root, "cut")
     assert file.read_bytes() == whole
+    assert (reference / "model.safetensors").read_bytes() == untrained
     assert len(list(read_records(run / "results.jsonl"))) == records

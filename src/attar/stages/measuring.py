@@ -83,11 +83,11 @@ def build_references(
     if knowledge is None or student.spec.head == "classes" or not (shown or fitted):
         return
     folder = run.path / "references"
-    if not (folder / "projection-only").is_dir():
+    if not all((folder / name).is_dir() for name in ("untrained", "projection-only")):
         untrained = save_student(student, folder / "untrained")
-        copy = load_student(untrained)
+        copy = load_student(untrained).to(pick_device())
         weight, bias = _fit(copy, source.train, knowledge, config, run)
-        copy.set_projection(weight, bias)
+        copy.cpu().set_projection(weight, bias)
         save_student(copy, folder / "projection-only")
     if fitted:
         student.load_state_dict(load_student(folder / "projection-only").state_dict())
@@ -100,6 +100,7 @@ def _fit(
     config: RunConfig,
     run: RunFolder,
 ) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return a projection (weight [D, W], bias [D]) on the CPU; the student runs where it is."""
     order = np.random.default_rng(config.training.seed).permutation(len(images))[:_FITTED_ON]
     part = images.select(sorted(order.tolist()))
     trunk = features_of(
