@@ -94,3 +94,21 @@ def test_full_fp32_is_undone_even_after_an_error() -> None:
     with pytest.raises(UsageError), devices.full_fp32():
         devices.pick_device("gpu")
     assert torch.backends.cudnn.allow_tf32 == before
+
+
+class _Raising(torch.utils.data.Dataset):
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, index: int) -> int:
+        raise RuntimeError("no such thing")
+
+
+def test_what_a_living_worker_raises_stays_what_it_is() -> None:
+    loader = torch.utils.data.DataLoader(_Raising(), num_workers=1)
+    with (
+        pytest.raises(RuntimeError, match="in DataLoader worker process 0") as raised,
+        devices.naming_dead_workers("run it again"),
+    ):
+        list(loader)
+    assert "no such thing" in str(raised.value)

@@ -14,7 +14,7 @@ import torch
 from accelerate import PartialState
 from torch import nn
 
-from attar.errors import UsageError, unknown_name
+from attar.errors import AttarError, UsageError, unknown_name
 
 Precision = Literal["fp32", "bf16", "fp16"]
 Module = TypeVar("Module", bound=nn.Module)
@@ -189,6 +189,27 @@ def ignore_interrupts(worker: int) -> None:
     main process then waits for, or write its traceback to the screen.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+@contextmanager
+def naming_dead_workers(advice: str) -> Iterator[None]:
+    """Say in one line that a DataLoader's worker died, and what to do: `advice`.
+
+    It belongs around what reads and around what computes between two batches, as a block or as a
+    decorator: PyTorch raises its error in the main thread the moment a worker dies.
+
+    Raises:
+        AttarError: a worker died, most often because the system ran out of memory.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        # What a living worker raised arrives with "DataLoader worker" in its text as well.
+        if not str(error).startswith("DataLoader worker (pid"):
+            raise
+        raise AttarError(
+            f"a process that reads images died ({str(error).rstrip(' .')}); {advice}"
+        ) from error
 
 
 def prepare_process() -> None:

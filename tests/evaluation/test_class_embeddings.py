@@ -30,16 +30,16 @@ def by_loops(k: int, queries=QUERIES, query_keys=QUERY_KEYS) -> np.ndarray:
 
 
 def test_means() -> None:
-    found = class_means(IMAGES, LABELS, ["a", "b", "c"])
+    found = class_means([IMAGES], LABELS, ["a", "b", "c"])
     expected = [unit(unit(IMAGES)[c == LABELS].mean(axis=0)) for c in range(C)]
     np.testing.assert_allclose(found, expected)
     with pytest.raises(UsageError, match="class 'd' has no labelled image"):
-        class_means(IMAGES, LABELS, ["a", "b", "c", "d"])
+        class_means([IMAGES], LABELS, ["a", "b", "c", "d"])
 
 
 def test_cosines_with_means_skip_a_class_without_images() -> None:
     found = mean_cosines(QUERIES, IMAGES, np.where(LABELS == 1, 3, LABELS), 4)
-    means = class_means(IMAGES, LABELS, ["a", "b", "c"])
+    means = class_means([IMAGES], LABELS, ["a", "b", "c"])
     np.testing.assert_allclose(found[:, [0, 3, 2]], unit(QUERIES) @ means.T)
     assert found[:, 1].tolist() == [-1.0] * N
 

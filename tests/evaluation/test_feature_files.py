@@ -1,11 +1,14 @@
 """Feature files: computed once, used again only when they are whole and of the same thing."""
 
+import os
+import signal
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from colours import COLOURS, IMAGES, ColourModel, colour_model
+from tests.dead_workers import Killer
 
 from attar.errors import AttarError
 from attar.evaluation import features
@@ -109,3 +112,28 @@ def test_many_images_are_shown_with_rate_and_eta(table, tmp_path, monkeypatch, c
     assert "8/8" in shown.err
     assert "images/s" in shown.err
     assert shown.out == ""
+
+
+def die(image):
+    """What the system does to a worker that takes the memory."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_worker_that_dies_while_reading_is_named(table):
+    batches = image_batches(table, die, 2, 1)
+    with pytest.raises(AttarError, match=r"a process that reads images died .*fewer workers"):
+        list(batches)
+
+
+def test_a_worker_that_dies_while_the_model_computes_is_named(table, tmp_path):
+    killer = Killer()
+
+    class Struck(ColourModel):
+        def forward(self, pixels):
+            killer.strike()
+            return super().forward(pixels)
+
+    model, out = colour_model(network=Struck()), tmp_path / "f.safetensors"
+    with pytest.raises(AttarError, match=r"a process that reads images died .*fewer workers"):
+        compute_features(model, table, out, batch_size=2, workers=1)
+    assert not out.exists()

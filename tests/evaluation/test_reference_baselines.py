@@ -50,7 +50,7 @@ def test_projection_of_mismatched_features_is_refused():
 
 
 def test_constant_mean_has_the_highest_mean_cosine_of_all_constants():
-    mean = constant_mean(TEACHER)
+    mean = constant_mean([TEACHER])
     assert np.linalg.norm(mean) == pytest.approx(1, abs=1e-6)
     best = mean_cosine(np.tile(mean, (60, 1)), TEACHER)
     others = [

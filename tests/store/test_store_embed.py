@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tests.dead_workers import Killer
 from tests.store.samples import FAST, table_of
 
 from attar.data.images import read_image
@@ -275,3 +276,22 @@ def test_a_share_of_broken_images_alone_ends_no_command(
     embed_images(teacher, table, tmp_path / "other", FAST, OneOfTwo(1))
     with pytest.raises(AttarError, match="none of the 6 images could be read"):
         embed_images(teacher, table, tmp_path / "other", FAST, OneOfTwo(0))
+
+
+def test_a_worker_that_dies_is_named_and_what_was_embedded_is_kept(
+    tmp_path: Path, teacher: Teacher, make_table: Callable[..., ImageTable]
+) -> None:
+    killer = Killer()
+
+    class Struck(Counting):
+        def encode_images(self, pixels: torch.Tensor) -> torch.Tensor:
+            if len(self.images) == 2:
+                killer.strike()
+            return super().encode_images(pixels)
+
+    table, path = make_table(40), tmp_path / "store"
+    with pytest.raises(AttarError, match=r"a process that reads images died .*fewer workers"):
+        embed_images(Struck(teacher), table, path, replace(FAST, workers=1))
+    again = Counting(teacher)
+    embed_images(again, table, path, FAST)
+    assert sum(again.images) == 40 - FAST.shard_rows

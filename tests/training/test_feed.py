@@ -3,6 +3,8 @@
 import multiprocessing
 import os
 import signal
+import threading
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 from small_run import DIM, SIZE, make_feed, make_images, read_table
+from tests.dead_workers import Killer
 from torch import Tensor
 
 from attar.data.splits import SourceSplits
@@ -242,3 +245,15 @@ def test_an_epoch_of_few_shot_learning_is_a_pass_over_the_training_images(images
     config = TrainingConfig(epochs=3, batch_size=8, sampler="half-few-shot", workers=0)
     # 4 of 8 images a step are few-shot ones, so 20 training images take 5 steps.
     assert Feed(source, None, config, SIZE).total_steps() == 15
+
+
+def test_a_worker_that_dies_while_reading_is_named(images: Path, tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe.jpg"
+    os.mkfifo(pipe)  # nobody writes to it: the worker waits in reading until it is killed
+    table = replace(read_table(images), paths=(str(pipe),) * len(read_table(images)))
+    nothing = table.select([])
+    source = SourceSplits(train=table, val=nothing, few_shot=nothing)
+    feed = Feed(source, Store.open(images / "store"), config(workers=1), SIZE)
+    threading.Timer(0.5, Killer().kill).start()
+    with pytest.raises(AttarError, match=r"a process that reads images died .*last checkpoint"):
+        next(feed.batches(range(2), "clean", ALONE))

@@ -2,13 +2,17 @@
 
 import json
 import multiprocessing
+import shutil
 import signal
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from small_run import (
+    ScaledMSE,
     class_features,
     make_feed,
     make_student,
@@ -17,9 +21,11 @@ from small_run import (
     run_two_phases,
     two_phases,
 )
+from tests.dead_workers import Killer
 
 from attar.errors import AttarError, UsageError
 from attar.training.loop import train
+from attar.types import Loss
 
 
 def kill_in_process(images: Path, run: Path, workers: int, at: int) -> None:
@@ -143,3 +149,47 @@ def test_a_damaged_checkpoint_is_named(images: Path, tmp_path: Path) -> None:
     file.write_bytes(file.read_bytes()[:100])
     with pytest.raises(AttarError, match=r"student\.safetensors is damaged"):
         run_two_phases(images, tmp_path, workers=0)
+
+
+@pytest.mark.parametrize("kept", [0.5, 0.01, 0.0])
+def test_a_damaged_optimizer_is_named_and_the_way_out_is_one(
+    images: Path, unbroken: Path, tmp_path: Path, kept: float
+) -> None:
+    stop_in_step(images, tmp_path, 8)
+    file = tmp_path / "checkpoints/last/optimizer.pt"
+    file.write_bytes(file.read_bytes()[: int(kept * file.stat().st_size)])
+    told = r"optimizer\.pt is damaged .*; delete .*/checkpoints and run again"
+    with pytest.raises(AttarError, match=told):
+        run_two_phases(images, tmp_path, workers=0)
+    if not kept:
+        shutil.rmtree(tmp_path / "checkpoints")
+        run_two_phases(images, tmp_path, workers=0)
+        assert_same_result(unbroken, tmp_path)
+
+
+def test_a_worker_that_dies_in_a_step_is_named_and_training_goes_on(
+    images: Path, unbroken: Path, tmp_path: Path
+) -> None:
+    killer, run = Killer(), tmp_path / "run"
+
+    class Struck(ScaledMSE):
+        def forward(self, *arguments: Any, **named: Any) -> Loss:
+            if self.calls == 4:
+                killer.strike()
+            return super().forward(*arguments, **named)
+
+    objective = Struck()
+    struck = tuple(replace(phase, objective=objective) for phase in two_phases())
+    config = resumable_config(workers=1)
+    with pytest.raises(AttarError, match=r"reads images died .* fewer --training.workers"):
+        train(
+            make_student(),
+            struck,
+            make_feed(images, config),
+            class_features(),
+            config,
+            run,
+            validate=project,
+        )
+    run_two_phases(images, run, workers=0)
+    assert_same_result(run, unbroken)

@@ -4,7 +4,7 @@ N: images, W: width of the backbone's pooled features, D: the teacher's joint di
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,11 +20,24 @@ L2_GRID: tuple[float, ...] = tuple(float(10.0**e) for e in range(-4, 7))
 _LOG = logging.getLogger(__name__)
 
 
-def constant_mean(teacher_features: Array) -> Weights:
-    """Return the unit vector [D] nearest on average to the teacher's unit features [N, D]."""
-    if not len(teacher_features):
+def constant_mean(teacher_features: Iterable[Array]) -> Weights:
+    """Return the unit vector [D] nearest on average to the teacher's unit features.
+
+    Args:
+        teacher_features: parts [n, D] of the features, normalised inside; read one at a time.
+
+    Raises:
+        AttarError: there is no feature at all.
+    """
+    total: Floats | None = None
+    count = 0
+    for part in teacher_features:
+        of_part = unit(part).sum(axis=0)
+        total = of_part if total is None else total + of_part
+        count += len(part)
+    if total is None or not count:
         raise AttarError("no teacher features to take the mean of")
-    return unit(unit(teacher_features).mean(axis=0, keepdims=True))[0].astype(np.float32)
+    return unit(total[None] / count)[0].astype(np.float32)
 
 
 def fit_projection(

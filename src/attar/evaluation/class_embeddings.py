@@ -3,7 +3,7 @@
 N: images to classify, M: labelled images, C: classes, D: joint dimension.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,22 +16,30 @@ _NO_IMAGE = -1.0
 """Cosine with a class that has no image, or none but the one that is asked about."""
 
 
-def class_means(features: Array, labels: Array, class_names: Sequence[str]) -> Floats:
+def class_means(features: Iterable[Array], labels: Array, class_names: Sequence[str]) -> Floats:
     """Return the mean unit feature of each class's images, as a unit row [C, D].
 
     Args:
-        features: [M, D].
+        features: [M, D] in consecutive parts [m, D], read one at a time.
         labels: [M], -1 for none.
         class_names: [C] for the message.
 
     Raises:
         UsageError: a class has no image.
     """
-    rows, known = unit(features), as_array(labels)
+    known = as_array(labels)
     empty = [name for index, name in enumerate(class_names) if not (known == index).any()]
     if empty:
         raise UsageError(f"class {empty[0]!r} has no labelled image to take the mean of")
-    return unit(np.stack([rows[known == c].mean(axis=0) for c in range(len(class_names))]))
+    sums: dict[int, Floats] = {}
+    start = 0
+    for part in features:
+        rows, here = unit(part), known[start : start + len(part)]
+        for label in np.unique(here[here >= 0]).tolist():
+            sums[label] = sums.get(label, 0.0) + rows[here == label].sum(axis=0)
+        start += len(rows)
+    counts = np.bincount(known[known >= 0], minlength=len(class_names))
+    return unit(np.stack([sums[c] / counts[c] for c in range(len(class_names))]))
 
 
 def mean_cosines(queries: Array, images: Array, labels: Array, num_classes: int) -> Floats:

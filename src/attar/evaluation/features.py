@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from attar.data.images import read_image
 from attar.data.table import ImageTable
-from attar.device import ignore_interrupts
+from attar.device import ignore_interrupts, naming_dead_workers
 from attar.errors import AttarError
 from attar.evaluation.models import EvaluatedModel, Features
 from attar.files import atomic_path
@@ -28,6 +28,7 @@ from attar.store.progress import Meter
 
 _FORMAT = "1"
 _SHOW_PROGRESS_ABOVE = 500
+_IF_A_WORKER_DIES = "run the same command again, with fewer workers if memory ran out"
 Prepare = Callable[[Image.Image], Any]
 Picture = Callable[[int], Image.Image]
 """Row of a table -> its RGB image, where that is not simply the file at its path; picklable."""
@@ -57,6 +58,7 @@ def features_of(
     return features
 
 
+@naming_dead_workers(_IF_A_WORKER_DIES)
 def compute_features(
     model: EvaluatedModel,
     table: ImageTable,
@@ -69,7 +71,8 @@ def compute_features(
     """Write a model's features of a table to `out`, unless the file holds exactly them already.
 
     Raises:
-        AttarError: an image can no longer be read, a feature is not finite, or the table is empty.
+        AttarError: an image can no longer be read, a feature is not finite, the table is empty, or
+            a worker died.
     """
     wanted = {"format": _FORMAT, "identity": model.identity, "keys": _keys_checksum(table)}
     if _holds(out, wanted):
@@ -119,7 +122,7 @@ def image_batches(
     """Yield prepared images [B, 3, H, W] in the table's order, read by `workers` processes.
 
     Raises:
-        AttarError: an image that cannot be read; it is named.
+        AttarError: an image that cannot be read (it is named), or a worker died.
     """
     # Starting a process takes longer than reading one batch.
     workers = workers if len(table) > batch_size else 0
@@ -132,10 +135,11 @@ def image_batches(
         # Its own: a loader draws a number at its start, and training's next one must not change.
         generator=torch.Generator(),
     )
-    for batch in loader:
-        if isinstance(batch, str):
-            raise AttarError(batch)
-        yield batch
+    with naming_dead_workers(_IF_A_WORKER_DIES):
+        for batch in loader:
+            if isinstance(batch, str):
+                raise AttarError(batch)
+            yield batch
 
 
 class _Images(Dataset[Any]):

@@ -16,7 +16,8 @@ Array = NDArray[Any] | Tensor
 Floats = NDArray[np.float64]
 Indices = NDArray[np.int64]
 
-_ROWS_AT_ONCE = 8192
+ROWS_AT_ONCE = 8192
+"""What is computed row by row over many images takes so many at a time: memory for no more."""
 
 
 def as_array(values: Array) -> NDArray[Any]:
@@ -43,8 +44,8 @@ def top_k(scores: Array, k: int) -> Indices:
     """Return the k best classes of each row [N, min(k, C)], best first."""
     values = as_array(scores)
     order = np.empty((len(values), min(k, values.shape[1])), dtype=np.int64)
-    for start in range(0, len(values), _ROWS_AT_ONCE):
-        rows = slice(start, start + _ROWS_AT_ONCE)
+    for start in range(0, len(values), ROWS_AT_ONCE):
+        rows = slice(start, start + ROWS_AT_ONCE)
         order[rows] = np.argsort(-values[rows], axis=1, kind="stable")[:, :k]
     return order
 

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from attar.data.table import ImageTable
 from attar.data.transforms import eval_transform
 from attar.errors import UsageError
+from attar.evaluation.metrics import ROWS_AT_ONCE
 from attar.files import sha256_file
 from attar.store.store import Store
 from attar.students.student import Student, load_student
@@ -134,6 +135,19 @@ def features_from_store(store: Store, table: ImageTable) -> Features:
         AttarError: images that the store lacks; the message says how to add them.
     """
     return _float32(store.image_features(store.image_rows(table.keys)))
+
+
+def feature_parts(store: Store, table: ImageTable, rows: int = ROWS_AT_ONCE) -> Iterator[Features]:
+    """Yield what `features_from_store` returns as consecutive parts [n, D], n at most `rows`.
+
+    What needs each row but once, such as a mean, takes the memory of one part at any size so.
+
+    Raises:
+        AttarError: as `features_from_store`, with the first part.
+    """
+    places = store.image_rows(table.keys)
+    for start in range(0, len(places), rows):
+        yield _float32(store.image_features(places[start : start + rows]))
 
 
 def from_student(

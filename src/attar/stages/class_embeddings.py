@@ -15,7 +15,7 @@ from torch import Tensor
 from attar.data.table import ImageTable
 from attar.errors import UsageError
 from attar.evaluation.class_embeddings import class_means
-from attar.evaluation.models import features_from_store
+from attar.evaluation.models import feature_parts
 from attar.methods.base import ClassEmbedding
 from attar.prompts import domain_prompts
 from attar.stages.embedding import Knowledge, read_class_features
@@ -77,7 +77,7 @@ def features(job: Job, knowledge: Knowledge) -> tuple[tuple[str, ...], Tensor]:
     """Return the classes that have an embedding of the kind asked for, and it: unit rows [C, D]."""
     if choice(job) == "source-images":
         images = job.source.train
-        known = features_from_store(knowledge.store, images)
-        means = class_means(known, np.asarray(images.labels), images.class_names)
+        parts = feature_parts(knowledge.store, images)
+        means = class_means(parts, np.asarray(images.labels), images.class_names)
         return images.class_names, torch.from_numpy(means).float()
     return job.images.class_names, read_class_features(knowledge.store, texts(job))

@@ -11,6 +11,7 @@ import torch
 
 from attar.data.classes import ClassList, read_class_list
 from attar.data.table import ImageTable
+from attar.device import pick_device
 from attar.errors import UsageError, unknown_name
 from attar.evaluation.features import features_of
 from attar.evaluation.few_labels import draw_labels
@@ -207,6 +208,7 @@ def _student_features(asked: GateRequest, knowledge: Knowledge, plan: _Plan) -> 
     """Return the pooled features [N, W] of the student's backbone as it would begin."""
     torch.manual_seed(asked.config.seed)
     student = build_student(asked.student or "", knowledge.teacher.dim, asked.student_config)
+    student.to(pick_device())
     path = asked.out / "features" / "student.safetensors"
     workers = asked.embed.workers
     return features_of(from_trunk(student), plan.table, path, batch_size=_BATCH, workers=workers)

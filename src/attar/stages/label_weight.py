@@ -10,13 +10,14 @@ from torch import Tensor
 
 from attar.data.table import ImageTable, concatenate
 from attar.errors import AttarError
-from attar.evaluation.models import features_from_store
+from attar.evaluation.models import feature_parts
 from attar.losses import aligned
 from attar.methods.base import ClassFeatures
 from attar.methods.label_weight import STREAM, reliability
 from attar.stages.corpus import Streams
 from attar.stages.embedding import Knowledge
 from attar.stages.job import Job
+from attar.store.store import Store
 
 log = logging.getLogger(__name__)
 
@@ -32,11 +33,22 @@ def streams(job: Job, knowledge: Knowledge | None, class_features: ClassFeatures
         raise AttarError("label weight auto needs class features")
     table, classes = _training_images(job), class_features()
     labels, domains = torch.tensor(table.labels), torch.tensor(table.domains)
-    features = torch.from_numpy(features_from_store(knowledge.store, table))
-    right = aligned(features, classes, labels)
+    right = _right(knowledge.store, table, classes)
     found = reliability(right, domains, labels, len(table.domain_names), len(table.class_names))
     _log(1 - job.recipe[1].image_weight * found, table)
     return {STREAM: lambda step: found}
+
+
+def _right(store: Store, table: ImageTable, classes: Tensor) -> Tensor:
+    """Say for which images the teacher's nearest class [C, D] is their label: bool [N]."""
+    labels = torch.tensor(table.labels)
+    right = torch.empty(len(labels), dtype=torch.bool)
+    start = 0
+    for part in feature_parts(store, table):
+        rows = slice(start, start + len(part))
+        right[rows] = aligned(torch.from_numpy(part), classes, labels[rows])
+        start += len(part)
+    return right
 
 
 def stand_in(job: Job) -> Streams:

@@ -24,6 +24,7 @@ from attar.evaluation.models import (
     BASELINE,
     STUDENT,
     EvaluatedModel,
+    feature_parts,
     features_from_store,
     from_constant,
     from_store,
@@ -83,14 +84,14 @@ def build_references(
     if knowledge is None or student.spec.head == "classes" or not (shown or fitted):
         return
     folder = run.path / "references"
-    if not (folder / "projection-only").is_dir():
+    if not all((folder / name).is_dir() for name in ("untrained", "projection-only")):
         untrained = save_student(student, folder / "untrained")
-        copy = load_student(untrained)
+        copy = load_student(untrained).to(pick_device())
         if not is_one_linear(copy.network, copy.spec.image_size):
             log.info("%s has no one linear projection to fit: no row for it", copy.spec.name)
             return
         weight, bias = _fit(copy, source.train, knowledge, config, run)
-        copy.set_projection(weight, bias)
+        copy.cpu().set_projection(weight, bias)
         save_student(copy, folder / "projection-only")
     if fitted:
         student.load_state_dict(load_student(folder / "projection-only").state_dict())
@@ -103,6 +104,7 @@ def _fit(
     config: RunConfig,
     run: RunFolder,
 ) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return a projection (weight [D, W], bias [D]) on the CPU; the student runs where it is."""
     order = np.random.default_rng(config.training.seed).permutation(len(images))[:_FITTED_ON]
     part = images.select(sorted(order.tolist()))
     trunk = features_of(
@@ -241,7 +243,7 @@ def open_references(
     then is the baseline. `store` knows the teacher's features of the run's images `train`.
     """
     folder = run.path / "references"
-    mean = constant_mean(features_from_store(store, train))
+    mean = constant_mean(feature_parts(store, train))
     role = BASELINE if alone else "projection-only"
     fitted = folder / "projection-only"  # not there where the network has no place for one
     backbone = [of_run(load_student(fitted), role, fitted.name, fitted)] if fitted.is_dir() else []

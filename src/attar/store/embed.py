@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 from attar.data.images import read_image
 from attar.data.table import ImageTable
 from attar.data.views import RecordedView, find_recipe
-from attar.device import Processes, ignore_interrupts
+from attar.device import Processes, ignore_interrupts, naming_dead_workers
 from attar.errors import AttarError
 from attar.files import check_writable, read_json, write_json
 from attar.store.config import EmbedConfig
@@ -273,6 +273,9 @@ def missing_work(store: Store | None, table: ImageTable, config: EmbedConfig) ->
     ]
 
 
+@naming_dead_workers(
+    "run the same command again, with fewer workers or a smaller batch size if memory ran out"
+)
 def _embed_work(
     teacher: Teacher,
     table: ImageTable,
@@ -337,19 +340,7 @@ def _batches(images: PreparedImages, config: EmbedConfig) -> Iterator[_Prepared]
         collate_fn=_collate,
         worker_init_fn=ignore_interrupts if workers else None,
     )
-    return _name_dead_workers(iter(loader))  # iter starts the workers
-
-
-def _name_dead_workers(batches: Iterator[_Prepared]) -> Iterator[_Prepared]:
-    try:
-        yield from batches
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
-            raise
-        raise AttarError(
-            f"a process that reads images died ({error}); run the same command again, with fewer "
-            "workers or a smaller batch size if memory ran out"
-        ) from error
+    return iter(loader)  # which starts the workers
 
 
 def _collate(parts: Sequence[_Prepared]) -> _Prepared:

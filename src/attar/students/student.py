@@ -13,14 +13,15 @@ from typing import Any, Literal, Self
 import timm
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from timm.models import save_for_hf
 from torch import Tensor, nn
 
 from attar.errors import UsageError, unknown_name
-from attar.files import atomic_folder, read_json, write_json
+from attar.files import atomic_folder, write_json
 from attar.students.config import StudentConfig
 from attar.students.heads import apart, check_one_linear, share_classifiers
+from attar.students.reading import load_weights, read_fields
 from attar.students.weights import check_weights, classifier_names, load_backbone_weights
 from attar.types import Outputs
 
@@ -318,24 +319,20 @@ def load_student(path: Path | str) -> Student:
 
     Raises:
         UsageError: the folder holds no student.
+        AttarError: a file of it is missing, damaged or of another version; it is named.
     """
     folder = Path(path)
     if not (folder / "attar.json").is_file():
         folder = folder / "student"
     if not (folder / "attar.json").is_file():
         raise UsageError(f"{path} holds no student; give a run folder made by `attar distill`")
-    spec = _spec_from_json(read_json(folder / "attar.json"))
+    spec = StudentSpec(**read_fields(folder / "attar.json", StudentSpec))
     network = _create_network(spec.name, spec.dim, spec.image_size)
-    network.load_state_dict(load_file(folder / "model.safetensors"))
+    load_weights(network, folder / "model.safetensors")
     student = Student(network, spec)
     if student.projector is not None:
-        student.projector.load_state_dict(load_file(folder / _PROJECTOR_FILE))
+        load_weights(student.projector, folder / _PROJECTOR_FILE)
     return student.eval()
-
-
-def _spec_from_json(values: dict[str, Any]) -> StudentSpec:
-    sequences = {k: tuple(v) for k, v in values.items() if isinstance(v, list)}
-    return StudentSpec(**{**values, **sequences})
 
 
 def _create_network(

@@ -87,11 +87,21 @@ class Checkpoints:
         write_json(self.last / _STATE, asdict(replace(state, done=True)))
 
     def read_optimizer(self) -> dict[str, Any] | None:
-        """Return the optimiser's state dict, or None at the beginning of a phase."""
+        """Return the optimiser's state dict, or None at the beginning of a phase.
+
+        Raises:
+            AttarError: the file is damaged.
+        """
         path = self.last / _OPTIMIZER
         if not path.exists():
             return None
-        loaded: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        try:
+            loaded: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:  # a broken file has torch raise one of many kinds
+            raise AttarError(
+                f"{path} is damaged ({error}); delete {self.last.parent} and run again: training "
+                "then starts anew"
+            ) from error
         return loaded
 
     def save_best(self, best: Best, tensors: Mapping[str, Mapping[str, Tensor]]) -> None:

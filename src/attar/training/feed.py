@@ -28,7 +28,7 @@ from attar.data.splits import SourceSplits
 from attar.data.table import concatenate
 from attar.data.transforms import Transform, train_transform
 from attar.data.views import RecordedView
-from attar.device import ignore_interrupts
+from attar.device import ignore_interrupts, naming_dead_workers
 from attar.errors import AttarError, UsageError
 from attar.methods.base import Views
 from attar.store.store import Store
@@ -36,6 +36,10 @@ from attar.training.config import TrainingConfig
 from attar.training.seeds import derive_seed
 from attar.types import Batch
 
+IF_A_WORKER_DIES = (
+    "run the same command again and training goes on from its last checkpoint; if memory ran out, "
+    "with fewer --training.workers"
+)
 _PREFETCHED_BATCHES = 2
 
 
@@ -192,18 +196,20 @@ class Feed:
         `teacher=False` leaves the teacher's features out.
 
         Raises:
-            AttarError: a file that can no longer be read, or an embedding that the store lacks.
+            AttarError: a file that can no longer be read, an embedding that the store lacks, or a
+                worker died.
         """
         plans: deque[_Plan] = deque()
         order = self._plan(steps, views if teacher else None, place, plans)
-        for read in self._loader(order, place, self._config.workers):
-            plan, features = plans.popleft(), None
-            images = self._whole(plan, read)
-            if plan.rows is not None and self._store is not None:
-                features = torch.from_numpy(self._store.image_features(plan.rows)).float()
-            elif teacher and views == "online" and self._online is not None:
-                features = self._online(images)
-            yield self._batch(plan, images, features, place.device)
+        with naming_dead_workers(IF_A_WORKER_DIES):
+            for read in self._loader(order, place, self._config.workers):
+                plan, features = plans.popleft(), None
+                images = self._whole(plan, read)
+                if plan.rows is not None and self._store is not None:
+                    features = torch.from_numpy(self._store.image_features(plan.rows)).float()
+                elif teacher and views == "online" and self._online is not None:
+                    features = self._online(images)
+                yield self._batch(plan, images, features, place.device)
 
     def first_batch(self, place: Place) -> Batch:
         """Return the first step's batch, read in this process, without the teacher's features."""

@@ -18,7 +18,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 
-from attar.device import pick_device, to_channels_last
+from attar.device import naming_dead_workers, pick_device, to_channels_last
 from attar.errors import AttarError, UsageError
 from attar.files import atomic_path
 from attar.methods.base import ClassFeatures, Phase
@@ -35,7 +35,7 @@ from attar.training.checkpoint import (
     save_tensors,
 )
 from attar.training.config import TrainingConfig
-from attar.training.feed import Feed, Place
+from attar.training.feed import IF_A_WORKER_DIES, Feed, Place
 from attar.training.finite import NAN_FILE, is_finite, not_finite
 from attar.training.log import Meter, MetricsLog
 from attar.training.optim import build_optimizer, learning_rate, set_learning_rate
@@ -52,6 +52,7 @@ Validate = Callable[[Student], Mapping[str, float]]
 _BATCHNORM_STEPS = 50
 
 
+@naming_dead_workers(IF_A_WORKER_DIES)
 def train(
     student: Student,
     phases: Sequence[Phase],
@@ -83,7 +84,7 @@ def train(
 
     Raises:
         UsageError: `run_dir` holds another run, or "best" or SWAD is asked without validation.
-        AttarError: the loss is not finite, or data is missing.
+        AttarError: the loss is not finite, data is missing, or a worker died.
     """
     accelerator = Accelerator(cpu=pick_device().type == "cpu", mixed_precision="no")
     checkpoints = Checkpoints(run_dir / "checkpoints")
@@ -270,8 +271,7 @@ class _Training:
             step = self.state.step
             where = f"step {step + 1} of phase {phase}"
             paths = self.feed.paths(step, self.place)
-            file = self.run_dir / NAN_FILE
-            raise not_finite(what, value, where, loss, batch, paths, file)
+            raise not_finite(what, value, where, loss, batch, paths, self.run_dir / NAN_FILE)
 
     # What is due after a step
 
