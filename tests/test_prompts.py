@@ -7,7 +7,14 @@ import torch
 import torch.nn.functional as F
 
 from attar.errors import UsageError
-from attar.prompts import TEMPLATES, class_texts, get_templates, mean_class_features, read_templates
+from attar.prompts import (
+    TEMPLATES,
+    class_texts,
+    get_templates,
+    mean_class_features,
+    read_templates,
+    texts_behind_context,
+)
 
 
 @dataclass(frozen=True)
@@ -82,6 +89,26 @@ def test_descriptions_follow_the_prompt_unless_they_name_the_class() -> None:
         ],
         ["a photo of a cat.", "a sketch of a cat"],
     ]
+
+
+@pytest.mark.parametrize(
+    ("name", "description", "text"),
+    [
+        ("guide_dog", "a photo of guide dog . It leads.", "guide dog . It leads."),
+        ("guide_dog", "A photo of a Guide_Dog. It leads.", "guide dog . It leads."),
+        ("guide dog", "guide dog . It leads.", "guide dog . It leads."),
+        ("guide dog", "It leads.", "guide dog . It leads."),
+        ("guide dog", "A guide dog leads.", "guide dog . A guide dog leads."),
+        ("dog", "a photo of a dog in a park.", "dog . a photo of a dog in a park."),
+        ("dog", "a photo of dogfish . It swims.", "dog . a photo of dogfish . It swims."),
+        ("C.A.T (1)", "a photo of C.A.T (1) . It is.", "C.A.T (1) . It is."),
+    ],
+)
+def test_learnt_prompts_stand_before_name_and_sentence(
+    name: str, description: str, text: str
+) -> None:
+    classes = ClassList((name, "sea_bird"), ((description, "never read"), ()))
+    assert texts_behind_context(classes) == [text, "sea bird"]
 
 
 def test_no_template_is_refused() -> None:

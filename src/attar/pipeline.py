@@ -148,7 +148,7 @@ def _prepare(
         images=table,
         splits=splits,
         texts=texts,
-        plain_texts=[of[0] for of in embedding.prompts_of(classes, table, "plain")],
+        plain_texts=embedding.texts_behind_context_of(classes, table),
         teacher=teacher,
         student=learning.build(config, method, info, splits.source.train.class_names, teacher),
         teacher_dim=None if info is None else info.dim,

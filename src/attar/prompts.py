@@ -106,6 +106,28 @@ def class_texts(classes: Classes, templates: Sequence[str]) -> list[list[str]]:
     ]
 
 
+def texts_behind_context(classes: Classes) -> list[str]:
+    """Return the text of each class that learnt prompt vectors stand before, [C].
+
+    The name alone or "{name} . {description}" with the first description, as Li et al. (ICCV 2023)
+    encode it. What a description itself begins with, the name or "a photo of {name}" up to a full
+    stop, is left out: the learnt vectors take the place of these words.
+    """
+    return [
+        _behind_context(_spaced(name), descriptions)
+        for name, descriptions in zip(classes.names, classes.descriptions, strict=True)
+    ]
+
+
+def _behind_context(name: str, descriptions: Sequence[str]) -> str:
+    if not descriptions:
+        return name
+    known = r"[\s_]+".join(map(re.escape, name.split()))
+    prompt = rf"(?:a photo of (?:an? |the )?)?{known}\s*\.\s+"
+    sentence = re.sub(rf"\A{prompt}", "", descriptions[0].strip(), flags=re.IGNORECASE)
+    return f"{name} . {sentence}"
+
+
 def domain_prompts(names: Sequence[str], domains: Sequence[str]) -> list[list[str]]:
     """Return [C][S] "a {domain} of a {class}"; underscores read as spaces."""
     classes, places = ([_spaced(word) for word in words] for words in (names, domains))

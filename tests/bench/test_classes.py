@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file
 from tests.bench.small_classes import LR, NAMES, base_config, write_root
 from tests.bench.small_grid import rows_of
 
@@ -19,7 +21,8 @@ from attar.data.splits import SplitConfig
 from attar.data.table import ImageTable
 from attar.errors import UsageError
 from attar.evaluation.config import EvaluationConfig
-from attar.files import read_json
+from attar.files import read_json, write_json
+from attar.methods.prompt_learning import LearntPrompts
 from attar.records import read_records
 from attar.run import DataConfig, RunFolder, from_options, plain_options
 from attar.runtime.bundle import Bundle
@@ -27,9 +30,12 @@ from attar.stages.class_space import learnt_features
 from attar.stages.comparing import Comparison, gather
 from attar.stages.retrieval_config import RetrievalConfig
 from attar.students.student import load_student
+from attar.teachers.registry import load_teacher
+from attar.teachers.text_embedding import prompt_encoder
 
 ROWS = ("closed-set", "classification", "classification+image-contrastive+descriptions")
 QUICK = EvaluationConfig(workers=0)
+CONTEXT = "class_features.context"
 
 
 @pytest.fixture(scope="module")
@@ -278,6 +284,34 @@ def test_prompts_are_learnt_saved_measured_and_exported(root: Path, tmp_path: Pa
         pipeline.distill(
             replace(config, teacher=None, store=run / "store"), tmp_path / "again", estimated=False
         )
+
+
+def test_learnt_prompts_stand_before_name_and_sentence(root: Path, tmp_path: Path) -> None:
+    official = {name: [f"a photo of {name} . A {name} thing."] for name in NAMES}
+    write_json(tmp_path / "official.json", official)
+    write_json(tmp_path / "own.json", {name: [f"A {name} thing."] for name in NAMES})
+    base = base_config(root)
+    config = replace(
+        base,
+        data=replace(base.data, classes=tmp_path / "official.json"),
+        method="li2023",
+        method_options={"context": 2},
+    )
+    run = pipeline.distill(config, tmp_path / "run", estimated=False)
+    assert read_json(run / "classes.json")["texts"][0] == ["a photo of blue . A blue thing."]
+    prompts = LearntPrompts(
+        prompt_encoder(load_teacher(str(config.teacher))),
+        [f"{name} . A {name} thing." for name in NAMES],
+        length=2,
+    )
+    prompts.load_state_dict({"context": load_file(run / "objective.safetensors")[CONTEXT]})
+    expected = prompts().detach()
+    learnt = learnt_features(run, NAMES)
+    assert learnt is not None
+    torch.testing.assert_close(learnt, expected, rtol=0, atol=1e-6)
+    exported = pipeline.export(run, tmp_path / "bundle", classes=tmp_path / "own.json")
+    features = Bundle.open(exported).labels.features
+    np.testing.assert_allclose(features, expected.numpy(), rtol=0, atol=1e-6)
 
 
 def test_results_are_averaged_over_the_last_epochs(root: Path, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from attar.data.manifest import read_manifest
 from attar.data.sources import read_sources
 from attar.data.splits import SplitConfig, make_splits
 from attar.errors import UsageError
-from attar.prompts import class_texts, get_templates
+from attar.prompts import class_texts, get_templates, texts_behind_context
 
 CLASSES = {"001.Red_Bird": "Red_Bird", "002.Sea_Bird": "Sea_Bird", "003.Sky_Bird": "Sky_Bird"}
 CLASSES["004.Old_Bird"] = "Old_Bird"
@@ -278,6 +278,12 @@ def test_descriptions_become_the_texts_of_the_official_code(tmp_path: Path) -> N
         ["a photo of Sea Bird . It swims."],
         ["a photo of Sky Bird . It flies."],
         ["a photo of Old Bird"],
+    ]
+    assert texts_behind_context(classes) == [
+        "Red Bird . A Red Bird is red.",
+        "Sea Bird . It swims.",
+        "Sky Bird . It flies.",
+        "Old Bird",
     ]
 
 

@@ -123,6 +123,47 @@ def test_with_best_the_next_phase_begins_from_the_best_raw_weights(
         assert not torch.equal(value.data, seen[5][name])
 
 
+def test_snapshots_have_statistics_of_their_own_and_leave_training_alone(
+    images: Path, tmp_path: Path
+) -> None:
+    plain = load_file(run(images, tmp_path / "plain", config("ema")) / "model.safetensors")
+    settings = config("ema", snapshots=3)
+    last = load_file(run(images, tmp_path / "kept", settings) / "model.safetensors")
+    kept = {path.name: path for path in (tmp_path / "kept" / "snapshots").iterdir()}
+    assert sorted(kept) == ["00000005", "00000011", "00000017"]
+    ends = load_file(kept["00000017"] / "model.safetensors")
+    for name, value in plain.items():
+        assert torch.equal(last[name], value)
+        assert torch.equal(ends[name], value)
+    # The first phase trains the projection alone: an average of its statistics is where it began.
+    statistic = next(name for name in plain if name.endswith("running_mean"))
+    began = make_student().network.state_dict()[statistic]
+    early = load_file(kept["00000005"] / "model.safetensors")[statistic]
+    assert not torch.allclose(early, began, atol=1e-3)
+
+
+@pytest.mark.parametrize("share", [1.0, 0.5])
+def test_the_best_average_is_saved_as_it_was_measured(
+    images: Path, tmp_path: Path, share: float
+) -> None:
+    seen: list[dict[str, torch.Tensor]] = []
+
+    def validate(student: Student) -> dict[str, float]:
+        seen.append({k: v.clone() for k, v in student.state_dict().items()})
+        return {"selection": float(len(seen) == 3)}
+
+    average = "ema" if share == 1 else "none"
+    settings = config(average, selection="best", validate_every=3, steps=12, lr=1e-2)
+    phase = Phase(
+        name="distill", objective=ScaledMSE(), trainable="all", steps=12, interpolation=share
+    )
+    feed, student = make_feed(images, settings), make_student()
+    train(student, [phase], feed, None, settings, tmp_path / "run", validate=validate)
+    assert len(seen) == 1 + 4
+    for name, value in load_student(tmp_path / "run" / "student").state_dict().items():
+        torch.testing.assert_close(value, seen[2][name], rtol=1e-5, atol=1e-6)
+
+
 def test_swad_without_validation_images_is_refused(images: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"--training\.average swad-code needs validation images"):
         run(images, tmp_path, config("swad-code"), validate=None)

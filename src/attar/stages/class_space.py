@@ -23,7 +23,7 @@ from attar.methods.dualcoop import PositiveNegativePrompts
 from attar.methods.flyp import TrainedTexts
 from attar.methods.prompt_learning import LearntPrompts
 from attar.methods.registry import find_method
-from attar.prompts import class_texts, get_templates
+from attar.prompts import class_texts, get_templates, texts_behind_context
 from attar.run import RunFolder
 from attar.stages import class_embeddings
 from attar.stages.embedding import Knowledge, features_for_classes
@@ -222,8 +222,8 @@ def _under_learnt(run: RunFolder, teacher: Teacher, classes: ClassList) -> Tenso
         prompts = TrainedTexts.copy_of(teacher.towers, texts)
     else:
         context = load_file(run.path / "objective.safetensors")["class_features.context"]
-        plain = [of[0] for of in class_texts(classes, get_templates("plain"))]
-        prompts = LearntPrompts(prompt_encoder(teacher), plain, length=len(context))
+        texts_behind = texts_behind_context(classes)
+        prompts = LearntPrompts(prompt_encoder(teacher), texts_behind, length=len(context))
     _take_learnt(prompts, "class_features", run.path)
     with torch.no_grad():
         return prompts().cpu()

@@ -17,7 +17,12 @@ from attar.data.views import find_recipe
 from attar.device import Processes
 from attar.errors import AttarError, UsageError
 from attar.files import check_writable, read_json
-from attar.prompts import class_texts, get_templates, mean_class_features
+from attar.prompts import (
+    class_texts,
+    get_templates,
+    mean_class_features,
+    texts_behind_context,
+)
 from attar.run import DataConfig, RunFolder
 from attar.stages.images import read_image_table
 from attar.stages.sentences import check_texts, texts_of
@@ -204,10 +209,18 @@ def prompts_of(classes: ClassList | None, images: ImageTable, templates: str) ->
     """Return each class's prompts, from the class list or else from the labels' names."""
     if not images.class_names:
         return []
+    return class_texts(_described(classes, images), get_templates(templates))
+
+
+def texts_behind_context_of(classes: ClassList | None, images: ImageTable) -> list[str]:
+    """Return the text of each class that learnt prompts stand before, as `prompts_of` finds it."""
+    return texts_behind_context(_described(classes, images))
+
+
+def _described(classes: ClassList | None, images: ImageTable) -> ClassList:
+    """Return the labels' names with what the class list says of them."""
     known = dict(zip(classes.names, classes.descriptions, strict=True)) if classes else {}
-    described = [(name, known.get(name, ())) for name in images.class_names]
-    names = tuple(name for name, _ in described)
-    return class_texts(ClassList(names, tuple(d for _, d in described)), get_templates(templates))
+    return ClassList(images.class_names, tuple(known.get(name, ()) for name in images.class_names))
 
 
 def read_class_features(store: Store, texts: Sequence[Sequence[str]]) -> Tensor:

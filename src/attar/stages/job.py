@@ -23,8 +23,7 @@ class Job:
     texts: Sequence[Sequence[str]]
     """[C] each class's prompts."""
     plain_texts: Sequence[str]
-    """[C] each class's name, and its first description where it has one: what prompts are learnt
-    in front of."""
+    """[C] each class's name, or "{name} . {description}": what prompts are learnt in front of."""
     teacher: Teacher | None
     student: Student
     teacher_dim: int | None = None

@@ -6,8 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from attar.students.student import Student
+from attar.training.feed import Feed, Place
 
 BATCH_NORMS = (nn.modules.batchnorm._BatchNorm,)
+_STEPS = 50
 
 
 def live_batchnorms(student: Student) -> list[nn.modules.batchnorm._BatchNorm]:
@@ -45,3 +47,13 @@ def reestimate_batchnorm(student: Student, images: Iterable[Tensor]) -> int:
         layer.momentum = momentum
     student.train(was_training)
     return len(layers)
+
+
+def reestimate_from(feed: Feed, student: Student, total_steps: int) -> int:
+    """Re-estimate on the images of a run's first steps, at most 50 of its `total_steps`.
+
+    They are read anew, in this process alone: the batches and random numbers of training stay as
+    they are. Whenever it is called in a run, the same weights get the same statistics.
+    """
+    device = next(student.parameters()).device
+    return reestimate_batchnorm(student, feed.images(min(_STEPS, total_steps), Place(device)))

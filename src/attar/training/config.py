@@ -45,7 +45,8 @@ class TrainingConfig:
     last phase; `swad-code`, the same with all that the official class counts twice."""
     ema: float | None = None
     """Decay of `ema` (0.999), which a value given here also switches on; `ema` and `tail` weights
-    are validated too."""
+    are validated too, with averaged BatchNorm statistics. Those of what is saved are measured anew,
+    as they are in the last phase's validations under `--training.selection best`."""
     tail_share: float = 0.25
     """Share of a phase's steps whose weights `tail` averages, counted back from its end."""
     swad_converge: int = 3

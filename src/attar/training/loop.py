@@ -24,7 +24,7 @@ from attar.files import atomic_path
 from attar.methods.base import ClassFeatures, Phase
 from attar.students.student import Student, save_student
 from attar.training.averaging import Averager, build_averager, chooses, validated_weights
-from attar.training.batchnorm import reestimate_batchnorm
+from attar.training.batchnorm import reestimate_from
 from attar.training.checkpoint import (
     Best,
     Checkpoints,
@@ -48,8 +48,6 @@ from attar.types import Batch, Loss
 
 Validate = Callable[[Student], Mapping[str, float]]
 """Measures a student on source validation data; "selection" (higher is better) picks the best."""
-
-_BATCHNORM_STEPS = 50
 
 
 @naming_dead_workers(IF_A_WORKER_DIES)
@@ -296,7 +294,7 @@ class _Training:
             self._validate(index, averager)
             module.set_modes()
         if self.snapshots.due(step) and self.accelerator.is_main_process:
-            self.snapshots.save(self.student, averager, step)
+            self.snapshots.save(self.student, averager, self.feed, step)
         if not ends and (validates or step % config.checkpoint_every == 0):
             average = {} if averager is None else averager.state_dict()
             self._save_last({"average": average}, optimizer.state_dict())
@@ -317,10 +315,14 @@ class _Training:
     def _validate(self, index: int, averager: Averager | None) -> None:
         """Measure the weights that would be saved; keep them if they are the phase's best."""
         assert self.validate is not None
+        selects = self.config.selection == "best" and not chooses(averager)
+        ends_run = index + 1 == len(self.phases)
         measured: list[Any] = [None]
         with validated_weights(self.student, averager), torch.no_grad():
             self.student.eval()
             if self.accelerator.is_main_process:
+                if selects and ends_run and averager is not None:  # the network that is saved
+                    reestimate_from(self.feed, self.student, self.snapshots.total_steps)
                 measured = [dict(self.validate(self.student))]
         metrics: dict[str, float] = broadcast_object_list(measured)[0]
         if averager is not None:
@@ -329,7 +331,7 @@ class _Training:
             values = {f"val/{name}": float(value) for name, value in metrics.items()}
             phase = self.phases[index].name
             self.log.write(self.state.step, phase, "val", self.state.seconds, values)
-            if self.config.selection == "best" and not chooses(averager):
+            if selects:
                 self._keep_if_best(index, metrics, averager)
         self.accelerator.wait_for_everyone()
 
@@ -388,9 +390,7 @@ class _Training:
         self.student.load_state_dict(read_tensors(self.checkpoints.last, "evaluated"))
         self.student.requires_grad_(True).eval()
         if self.config.averaging != "none" or any(p.interpolation != 1 for p in self.phases):
-            steps = min(_BATCHNORM_STEPS, self.state.step)
-            images = self.feed.images(steps, Place(self.place.device))
-            reestimate_batchnorm(self.student, images)
+            reestimate_from(self.feed, self.student, self.state.step)
         self.student.to(memory_format=torch.contiguous_format)
         save_student(self.student, self.run_dir / "student")
         own = own_state(self.phases, self.class_features)

@@ -8,6 +8,8 @@ import torch
 
 from attar.students.student import Student, save_student
 from attar.training.averaging import Averager, averaged_weights
+from attar.training.batchnorm import reestimate_from
+from attar.training.feed import Feed
 
 FOLDER = "snapshots"
 
@@ -26,8 +28,14 @@ class Snapshots:
         epochs, rest = divmod(self.total_steps - step, self.epoch_steps)
         return rest == 0 and epochs < self.count
 
-    def save(self, student: Student, averager: Averager | None, step: int) -> None:
-        """Write the weights that would be evaluated now to RUN/snapshots/STEP."""
+    def save(self, student: Student, averager: Averager | None, feed: Feed, step: int) -> None:
+        """Write the student that would be evaluated now to RUN/snapshots/STEP.
+
+        Averaged weights get BatchNorm statistics of their own, as at the end of a run.
+        """
         with averaged_weights(student, averager):
-            kept = copy.deepcopy(student).to(memory_format=torch.contiguous_format)
+            kept = copy.deepcopy(student)
+        if averager is not None:
+            reestimate_from(feed, kept, self.total_steps)
+        kept.to(memory_format=torch.contiguous_format)
         save_student(kept, self.run_dir / FOLDER / f"{step:08d}")
