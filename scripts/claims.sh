@@ -54,7 +54,8 @@ classes() {  # classes RESULTS OPTION...
 picture() {  # the README's
     python scripts/domains_picture.py --out docs/unseen-domains.svg \
         --results $results/unseen-domains-pacs \
-        --rows erm feature-mse vl2v-adip vl2v-adip+frozen-bn attar-2026-11-23
+        --rows erm feature-mse vl2v-adip vl2v-adip+frozen-bn \
+        rise+frozen-bn attar-2026-11-23
 }
 
 emoji_captions() {  # to each drawing the nearest sentence under the teacher

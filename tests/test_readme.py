@@ -22,7 +22,8 @@ SAID = {
     "plain training (`erm`)": "erm",
     "`feature-mse`": "feature-mse",
     "`vl2v-adip` |": "vl2v-adip",
-    "with frozen BatchNorm |": "vl2v-adip+frozen-bn",
+    "… with frozen BatchNorm |": "vl2v-adip+frozen-bn",
+    "`rise`, frozen BatchNorm |": "rise+frozen-bn",
     "our entry": "attar-2026-11-23",
 }
 """What a line of the README's table says -> the row of the results that it is of."""
