@@ -135,6 +135,7 @@ def _quantise(model: Path, target: Path, calibration: _Calibration) -> None:
         prepared = Path(folder) / model.name
         # Symbolic shapes need sympy and add nothing where only the batch is unknown.
         quant_pre_process(model, prepared, skip_symbolic_shape=True)
+        attention = _between_activations(prepared)
         quantize_static(
             prepared,
             target,
@@ -143,7 +144,9 @@ def _quantise(model: Path, target: Path, calibration: _Calibration) -> None:
             per_channel=True,
             activation_type=QuantType.QUInt8,  # as near as signed ones, and faster
             weight_type=QuantType.QInt8,
-            nodes_to_exclude=_between_activations(prepared),
+            nodes_to_exclude=attention,
+            # Excluded alone, they would still be given what their neighbours quantise.
+            op_types_to_quantize=["Conv", "MatMul", "Gemm"] if attention else None,
         )
 
 
