@@ -129,9 +129,9 @@ def _prepare(
         config.data, classes, notes, held_out_domain=domain, store=store
     )
     request.check_needs(method, options, table, config.texts)
-    if bundle is not None:
-        request.check_export(bundle, method, table.class_names)
     splits = request.divide(table, config)
+    if bundle is not None:
+        request.check_export(bundle, method, table.class_names, splits)
     request.check_splits(splits, config)
     texts = embedding.prompts_of(classes, table, config.data.templates)
     needed = "teacher" in method.needs or config.store is not None

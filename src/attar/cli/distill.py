@@ -74,7 +74,7 @@ def distill(
     options: DistillOptions,
     method_options: Annotated[dict[str, str] | None, Parameter(name="--method")] = None,
     sections: Annotated[Sections, Parameter(name="*")] = Sections(),
-) -> None:
+) -> int:
     """Distil a teacher into a small student: data, embeddings, training, evaluation, report.
 
     Every teacher query is asked once, ever; a killed command goes on where it stopped.
@@ -90,16 +90,20 @@ def distill(
     `attar distill --config runs/sketch/config.yaml --training.lr 1e-4 --out runs/again`
     """
     from attar import pipeline
+    from attar.stages.bundling import int8_refusal
 
     config = run_config(data, options, method_options, sections)
     bundle = sections.export if options.export else None
     if options.dry_run:
         print(pipeline.estimate(config, options.out, bundle))
-        return
+        return 0
     run = pipeline.distill(config, options.out, command=command_line(), bundle=bundle)
     if os.environ.get("RANK", "0") == "0":  # of the processes that torchrun starts one speaks
         print_results(run / "results.jsonl")
         print(run)
+        if bundle is not None and int8_refusal(run / "bundle"):
+            return 1  # it was asked for, and why there is none has been said
+    return 0
 
 
 def run_config(

@@ -18,7 +18,7 @@ def export(
     classes: Path | None = None,
     options: Annotated[ExportConfig, Parameter(name="*")] = ExportConfig(),
     openclip: Annotated[OpenCLIPConfig, Parameter(name="*")] = OpenCLIPConfig(),
-) -> None:
+) -> int:
     """Write a bundle (ONNX model, labels, preprocessing, card) and prove it equals the student.
 
     For example:
@@ -26,6 +26,8 @@ def export(
     `attar export runs/photos --out bundle/`
 
     `attar export runs/photos --classes new-classes.txt --vocabulary nouns.txt --out bundle/`
+
+    `attar export runs/photos --int8 --out bundle/`
 
     `attar export runs/photos --format openclip --out model/`
 
@@ -53,14 +55,19 @@ def export(
         _refuse({"teacher": openclip.teacher, "whole-image": openclip.whole_image}, "openclip")
         path = pipeline.export(run, out or run / "bundle", options, classes)
         facts = path / "bundle.json"
-    parity = read_json(facts).get("parity", {})
+    said = read_json(facts)
+    parity, int8 = said.get("parity", {}), said.get("int8")
     print(f"{path}: proven on {parity.get('images', 0)} images ({parity})")
+    if int8 is not None:
+        print(f"{path}, int8: {int8}")
+    return 1 if int8 and not int8["written"] else 0  # it was asked for, and why not has been said
 
 
 def _of_bundles(options: ExportConfig) -> dict[str, object]:
     """Return what was given of the options that only a bundle's proof and labels know."""
     plain = ExportConfig()
-    names = ("vocabulary", "threshold", "tolerance", "min_cosine")
+    names = ["vocabulary", "threshold", "tolerance", "min_cosine"]
+    names += ["int8", "int8_images", "int8_min_agreement", "int8_min_cosine"]
     given = {name: getattr(options, name) for name in names}
     return {
         name.replace("_", "-"): None if value == getattr(plain, name) else value

@@ -43,6 +43,7 @@ def latency(
     threads: int = 1,
     runs: int = 100,
     batch: int = 1,
+    int8: bool = False,
     out: Path | None = None,
 ) -> None:
     """Measure a bundle's speed, size and memory on this machine, in a process of its own.
@@ -61,6 +62,8 @@ def latency(
         Timed runs; their median is reported.
     batch
         Images a run.
+    int8
+        Measure the model in 8-bit integers (`attar export --int8`).
     out
         Also write the JSON here (`RUN/latency.json` puts it on the run's report).
     """
@@ -69,7 +72,7 @@ def latency(
 
     if out is not None:
         check_writable(out.parent)
-    measured = measure_latency(bundle, threads, runs, batch)
+    measured = measure_latency(bundle, threads, runs, batch, int8=int8)
     if out is not None:
         write_json(out, measured)
     print(json.dumps(measured, indent=2))

@@ -15,6 +15,7 @@ from attar.export.card import card_text
 from attar.export.config import BundleFacts, ExportConfig
 from attar.export.onnx import output_name, write_onnx
 from attar.export.parity import Parity, check_parity, read_samples
+from attar.export.quantise import SourceImages, check_images, write_int8
 from attar.files import atomic_folder, check_writable, sha256_file, write_json, write_text
 from attar.runtime import bundle as layout
 from attar.runtime.preprocess import Preprocess
@@ -34,6 +35,7 @@ def export_bundle(
     config: ExportConfig,
     extras: BundleFacts,
     vocabulary: Vocabulary | None = None,
+    source_images: SourceImages | None = None,
 ) -> Path:
     """Export a student as a bundle and prove on real images that it computes the same.
 
@@ -46,9 +48,12 @@ def export_bundle(
         config: settings; its `vocabulary` has been encoded by the caller into `vocabulary`.
         extras: the student's origin, logit scale, threshold and results.
         vocabulary: texts and their features for changing classes on the device.
+        source_images: what `config.int8` is made from and judged on. An int8 model that fails its
+            gate is left out of a bundle that is whole otherwise; bundle.json says why.
 
     Raises:
-        UsageError: features, names or threshold that do not fit the student, or a bad `out`.
+        UsageError: features, names or threshold that do not fit the student, a bad `out`, or no
+            images for int8.
         AttarError: the model cannot be exported or breaks parity; then no bundle is left.
     """
     student = load_student(student_folder)
@@ -59,7 +64,9 @@ def export_bundle(
         raise UsageError(f"the threshold {extras.threshold} is not a confidence between 0 and 1")
     if vocabulary is not None:
         _check_vocabulary(student, vocabulary)
-    check_out(out, student)
+    if config.int8:
+        source_images = check_images(source_images)
+    check_out(out, student, config)
     spec = student.spec
     preprocess = Preprocess(
         image_size=spec.image_size, crop_pct=spec.crop_pct, interpolation=spec.interpolation
@@ -70,14 +77,18 @@ def export_bundle(
         model = folder / layout.MODEL
         write_onnx(student, model)
         parity = check_parity(student, model, samples, features, config)
+        int8 = None
+        if config.int8 and source_images is not None:
+            int8 = write_int8(model, source_images, features, preprocess, config)
         _write_labels(folder, features, class_names, extras.logit_scale)
         write_json(folder / layout.PREPROCESS, _preprocess_json(student, preprocess))
         if vocabulary is not None:
             _write_vocabulary(folder, vocabulary)
         texts = 0 if vocabulary is None else len(vocabulary[0])
-        card = card_text(spec, extras, parity, class_names, texts)
+        card = card_text(spec, extras, (parity, int8), class_names, texts)
         write_text(folder / layout.CARD, card)
-        _write_manifest(folder, _origin(student, extras, len(class_names), parity))
+        origin = _origin(student, extras, len(class_names), parity)
+        _write_manifest(folder, origin if int8 is None else {**origin, "int8": asdict(int8)})
     return out
 
 
@@ -133,8 +144,8 @@ def _check_lines(kind: str, texts: Sequence[str]) -> None:
             raise UsageError(f"the {kind} {text!r} is not one line of text")
 
 
-def check_out(out: Path, student: Student) -> None:
-    """Refuse to replace anything but a bundle, and a disk too small for two copies of the model."""
+def check_out(out: Path, student: Student, config: ExportConfig) -> None:
+    """Refuse to replace anything but a bundle, and a disk too small for the model's copies."""
     if (
         out.exists()
         and not (out / layout.MANIFEST).is_file()
@@ -142,7 +153,7 @@ def check_out(out: Path, student: Student) -> None:
     ):
         raise UsageError(f"{out} exists and is no bundle; choose another --out or remove it")
     weights = sum(p.numel() * p.element_size() for p in student.parameters())
-    check_writable(out, needed_bytes=2 * weights)
+    check_writable(out, needed_bytes=(4 if config.int8 else 2) * weights)
 
 
 def _preprocess_json(student: Student, preprocess: Preprocess) -> dict[str, Any]:

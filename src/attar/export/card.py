@@ -8,7 +8,9 @@ import yaml
 
 from attar.export.config import BundleFacts
 from attar.export.parity import Parity
+from attar.export.quantise import Int8
 from attar.records import Record
+from attar.runtime.bundle import MODEL_INT8
 from attar.students.student import StudentSpec
 
 _METRICS = {
@@ -24,17 +26,22 @@ _UNKNOWN = "–"
 
 
 def card_text(
-    spec: StudentSpec, facts: BundleFacts, parity: Parity, class_names: Sequence[str], texts: int
+    spec: StudentSpec,
+    facts: BundleFacts,
+    proof: tuple[Parity, Int8 | None],
+    class_names: Sequence[str],
+    texts: int,
 ) -> str:
     """Return the card as Markdown with YAML front matter.
 
     Args:
         spec: the student.
         facts: its origin and results.
-        parity: the measured agreement of the ONNX file with torch.
+        proof: the measured agreement of the ONNX file with torch, and of int8 with that file.
         class_names: the bundle's classes.
         texts: how many texts its vocabulary holds, 0 for none.
     """
+    parity, int8 = proof
     front = yaml.safe_dump(_front_matter(spec, facts), sort_keys=False, allow_unicode=True)
     sections = [
         f"# {spec.name}" + (f" distilled from {facts.teacher}" if facts.teacher else ""),
@@ -43,8 +50,9 @@ def card_text(
         "## Data\n\n" + data_text(facts, spec),
         "## Measured results\n\n" + results_table(facts.metrics),
         "## Agreement with torch\n\n" + _parity(parity),
+        *(["## In 8-bit integers\n\n" + _int8(int8)] if int8 else []),
         "## Limits\n\n" + _limits(spec, facts),
-        "## How to use\n\n" + _usage(spec, texts),
+        "## How to use\n\n" + _usage(spec, texts, has_int8=int8 is not None and int8.written),
     ]
     return f"---\n{front}---\n\n" + "\n\n".join(sections) + "\n"
 
@@ -135,13 +143,48 @@ def _cell(text: str) -> str:
 
 
 def _parity(parity: Parity) -> str:
-    cosine = math.floor(parity.min_cosine * 1e6) / 1e6  # "at least" must not be rounded up
     return (
         f"On {parity.images} real images `model.onnx` and the student in torch differ by at most "
-        f"{parity.max_abs_difference:.1e} in any output, cosine at least {cosine:.6f}, "
-        f"same best class on {parity.top1_agreement:.0%} (ties aside); the preprocessing differs "
-        f"by at most {parity.max_pixel_difference * 255:.1f} of 255 levels."
+        f"{parity.max_abs_difference:.1e} in any output, cosine at least "
+        f"{_floor(parity.min_cosine, 6)}, same best class on "
+        f"{parity.top1_agreement:.0%} (ties aside); the preprocessing differs by at most "
+        f"{parity.max_pixel_difference * 255:.1f} of 255 levels."
     )
+
+
+def _int8(int8: Int8) -> str:
+    told = (
+        f"`{MODEL_INT8}` is {int8.bytes_int8 / 1e6:.1f} MB instead of {int8.bytes_fp32 / 1e6:.1f}; "
+        f"the ranges of its values were found on {int8.training_images} training images."
+        if int8.written
+        else f"There is no `{MODEL_INT8}`: {int8.reason}."
+    )
+    unrelated = (
+        ""
+        if int8.unrelated_cosine is None
+        else f" (of different images: {int8.unrelated_cosine:.3f})"
+    )
+    accuracy = (
+        ""
+        if int8.accuracy_int8 is None or int8.accuracy_fp32 is None
+        else f" Of the {int8.labelled_images} with a label int8 names {_share(int8.accuracy_int8)} "
+        f"rightly, fp32 {_share(int8.accuracy_fp32)}."
+    )
+    return (
+        f"{told} On {int8.validation_images} source validation images it has fp32's best class on "
+        f"{_share(int8.top1_agreement)}, with a mean cosine of {_floor(int8.mean_cosine, 4)} to "
+        f"fp32, at least {_floor(int8.min_cosine, 4)}{unrelated}.{accuracy} The results above are "
+        "fp32's."
+    )
+
+
+def _share(value: float) -> str:
+    return f"{100 * value:.1f} %"
+
+
+def _floor(value: float, digits: int) -> str:
+    """Return a cosine that is not rounded up, so that "at least" holds and 1 means 1."""
+    return f"{math.floor(value * 10**digits) / 10**digits:.{digits}f}"
 
 
 def _limits(spec: StudentSpec, facts: BundleFacts) -> str:
@@ -160,10 +203,12 @@ def _limits(spec: StudentSpec, facts: BundleFacts) -> str:
     return "\n".join(f"- {line}" for line in lines)
 
 
-def _usage(spec: StudentSpec, texts: int) -> str:
+def _usage(spec: StudentSpec, texts: int, *, has_int8: bool) -> str:
     commands = ["attar predict BUNDLE IMAGES", "attar latency BUNDLE"]
     if texts:
         commands.insert(1, "attar predict BUNDLE IMAGES --labels my_classes.txt")
+    if has_int8:
+        commands += ["attar predict BUNDLE IMAGES --int8", "attar latency BUNDLE --int8"]
     output = "embedding" if spec.head == "embedding" else "logits"
     return (
         "```\n" + "\n".join(commands) + "\n```\n\n"

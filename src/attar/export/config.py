@@ -25,12 +25,24 @@ class ExportConfig:
     relative to the largest of them when that is above 1."""
     min_cosine: float = 0.9999
     """Smallest allowed cosine between the two outputs of one image."""
+    int8: bool = False
+    """Also write the model in 8-bit integers, unless it then answers otherwise than before."""
+    int8_images: int = 128
+    """How many training images the ranges of its values are found on."""
+    int8_min_agreement: float = 0.95
+    """Smallest share of source validation images that int8 must call what fp32 calls them."""
+    int8_min_cosine: float = 0.9
+    """Smallest mean cosine, over the same images, between the outputs of int8 and fp32."""
 
     def __post_init__(self) -> None:
         if self.threshold is not None and not 0 <= self.threshold <= 1:
             raise UsageError(f"the threshold {self.threshold} is not a confidence between 0 and 1")
-        if self.parity_images < 1:
-            raise UsageError(f"parity_images is {self.parity_images}; give 1 or more")
+        for name in ("parity_images", "int8_images"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"{name} is {getattr(self, name)}; give 1 or more")
+        for name in ("int8_min_agreement", "int8_min_cosine"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UsageError(f"{name} is {getattr(self, name)}; give 0 to 1")
 
 
 @dataclass(frozen=True, kw_only=True)

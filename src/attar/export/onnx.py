@@ -55,7 +55,7 @@ def write_onnx(student: Student, path: Path) -> None:
     size = student.spec.image_size
     # A batch of 2: torch.export would take a batch of 1 for a constant.
     example = torch.zeros(2, 3, size, size)
-    with _quiet():
+    with quiet():
         try:
             program = torch.onnx.export(
                 deployed(student),
@@ -78,8 +78,8 @@ def write_onnx(student: Student, path: Path) -> None:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence the exporter's prints, warnings and log lines; its errors still raise."""
+def quiet() -> Iterator[None]:
+    """Silence an exporter's prints, warnings and log lines; its errors still raise."""
     disabled = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

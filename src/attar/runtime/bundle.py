@@ -15,6 +15,7 @@ from attar.runtime.tensors import read_tensors
 
 FORMAT_VERSION = 1
 MODEL = "model.onnx"
+MODEL_INT8 = "model-int8.onnx"
 LABELS = "labels.safetensors"
 LABELS_TEXT = "labels.txt"
 PREPROCESS = "preprocess.json"
@@ -76,6 +77,22 @@ class Bundle:
         """Whether the model gives unit embeddings or one logit a class."""
         head: Literal["embedding", "classes"] = self.manifest["head"]
         return head
+
+    def model(self, *, int8: bool = False) -> Path:
+        """Return the file of the model: in float32, or the smaller one in 8-bit integers.
+
+        Raises:
+            UsageError: there is none in integers; if it failed its gate, why.
+        """
+        if not int8:
+            return self.path / MODEL
+        if MODEL_INT8 not in self.manifest["files"]:
+            why = self.manifest.get("int8", {}).get("reason")
+            raise UsageError(
+                f"{self.path} holds no {MODEL_INT8}: "
+                + (f"{why}; leave --int8 out" if why else "export it with --int8, or leave it out")
+            )
+        return self.path / MODEL_INT8
 
     @property
     def dim(self) -> int:

@@ -18,6 +18,8 @@ class PredictConfig:
     """How many labels to give for each image."""
     batch_size: int = 16
     """Images computed together."""
+    int8: bool = False
+    """Use the bundle's model in 8-bit integers (`attar export --int8`)."""
     threads: int = 0
     """Threads of the model; 0 lets onnxruntime choose."""
     json: bool = False

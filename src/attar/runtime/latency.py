@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image
 
 from attar.errors import AttarError, UsageError
-from attar.runtime.bundle import INPUT, MODEL, Bundle
+from attar.runtime.bundle import INPUT, Bundle
 
 _WARM_UP = 5
 _PHOTO = (640, 480)
@@ -29,7 +29,7 @@ _PHOTO = (640, 480)
 
 
 def measure_latency(
-    bundle: Path, threads: int = 1, runs: int = 100, batch: int = 1
+    bundle: Path, threads: int = 1, runs: int = 100, batch: int = 1, *, int8: bool = False
 ) -> dict[str, Any]:
     """Measure a bundle in a process of its own.
 
@@ -38,6 +38,7 @@ def measure_latency(
         threads: threads of the model.
         runs: timed runs, after a few untimed ones.
         batch: images a run.
+        int8: measure the model in 8-bit integers.
 
     Returns:
         `median_ms` and `p90_ms` a run of `batch` images, `images_per_s` (the model alone),
@@ -46,15 +47,16 @@ def measure_latency(
         and what was measured where.
 
     Raises:
-        UsageError: no bundle there, or numbers below 1.
+        UsageError: no bundle there, none with the model asked for, or numbers below 1.
         AttarError: the measuring process failed; its last line is given.
     """
     for name, value in (("threads", threads), ("runs", runs), ("batch", batch)):
         if value < 1:
             raise UsageError(f"--{name} {value} is too small; give 1 or more")
-    Bundle.open(bundle)
+    Bundle.open(bundle).model(int8=int8)
     numbers = [str(value) for value in (threads, runs, batch)]
     command = [sys.executable, "-m", "attar.runtime.latency", str(bundle), *numbers]
+    command += ["--int8"] if int8 else []
     path = os.pathsep.join(entry or str(Path.cwd()) for entry in sys.path)
     done = subprocess.run(
         command,
@@ -70,16 +72,19 @@ def measure_latency(
     return result
 
 
-def measure_here(bundle: Path, threads: int, runs: int, batch: int) -> dict[str, Any]:
+def measure_here(
+    bundle: Path, threads: int, runs: int, batch: int, *, int8: bool = False
+) -> dict[str, Any]:
     """Measure in this process, which should do nothing else; keys as in `measure_latency`."""
     import onnxruntime
 
     from attar.runtime.predict import open_session
 
     opened = Bundle.open(bundle)
+    model = opened.model(int8=int8)
     size = opened.preprocess.image_size
     pixels = np.random.default_rng(0).random((batch, 3, size, size), dtype=np.float32)
-    session = open_session(bundle / MODEL, threads)
+    session = open_session(model, threads)
     times = _time(lambda: session.run(None, {INPUT: pixels}), runs)
     peak = _peak_rss_mb()
     photo = _photo()
@@ -93,7 +98,8 @@ def measure_here(bundle: Path, threads: int, runs: int, batch: int) -> dict[str,
         "threads": threads,
         "batch": batch,
         "runs": runs,
-        "model_mb": (bundle / MODEL).stat().st_size / 1e6,
+        "model": model.name,
+        "model_mb": model.stat().st_size / 1e6,
         "bundle_mb": sum(p.stat().st_size for p in bundle.rglob("*") if p.is_file()) / 1e6,
         "peak_rss_mb": peak,
         "cpu": cpu_name(),
@@ -164,8 +170,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("bundle", type=Path)
     for name in ("threads", "runs", "batch"):
         parser.add_argument(name, type=int)
+    parser.add_argument("--int8", action="store_true")
     given = parser.parse_args(arguments)
-    print(json.dumps(measure_here(given.bundle, given.threads, given.runs, given.batch)))
+    numbers = (given.threads, given.runs, given.batch)
+    print(json.dumps(measure_here(given.bundle, *numbers, int8=given.int8)))
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from attar.data.classes import make_class_list
 from attar.errors import AttarError, UsageError
-from attar.runtime.bundle import INPUT, MODEL, Bundle, TextStore
+from attar.runtime.bundle import INPUT, Bundle, TextStore
 from attar.runtime.config import PredictConfig
 from attar.runtime.labels import find_features, read_labels
 from attar.runtime.preprocess import find_images, load_inputs
@@ -71,16 +71,24 @@ class Predictor:
             bundle's, which was found for the bundle's own classes: among other classes
             (`use_labels`) it says nothing, and the predictor then answers always.
         threads: threads of the model; 0 lets onnxruntime choose.
+        int8: use the model in 8-bit integers, which the bundle must hold.
     """
 
-    def __init__(self, bundle: Bundle, threshold: float | None = None, threads: int = 0) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        threshold: float | None = None,
+        threads: int = 0,
+        *,
+        int8: bool = False,
+    ) -> None:
         self.bundle = bundle
         self.labels = bundle.labels
         self.threshold = bundle.threshold if threshold is None else threshold
         self._threshold_given = threshold is not None
         if not 0 <= self.threshold <= 1:
             raise UsageError(f"the threshold {self.threshold} is not a confidence between 0 and 1")
-        self._session = open_session(bundle.path / MODEL, threads)
+        self._session = open_session(bundle.model(int8=int8), threads)
 
     def embed(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return the model's output [N, D] for prepared images [N, 3, H, W] in [0, 1]."""
@@ -148,7 +156,7 @@ def run_predict(
     _check(config)
     paths = find_images(inputs)
     opened = Bundle.open(bundle)
-    predictor = Predictor(opened, config.threshold, config.threads)
+    predictor = Predictor(opened, config.threshold, config.threads, int8=config.int8)
     if config.labels is not None:
         predictor.use_labels(read_labels(opened, config.labels))
     failed: list[Prediction] = []

@@ -1,5 +1,6 @@
 """From a run to the bundle that goes on the device."""
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,20 +13,26 @@ from attar.data.table import ImageTable
 from attar.errors import UsageError
 from attar.export.bundle import check_out, export_bundle
 from attar.export.config import BundleFacts, ExportConfig
+from attar.export.quantise import SourceImages, check_images
 from attar.files import read_json
 from attar.methods.registry import find_method
 from attar.records import read_records
 from attar.run import RunFolder
+from attar.runtime.bundle import MANIFEST, MODEL_INT8
 from attar.stages import class_space
 from attar.stages.request import no_bundle
 from attar.store.store import Store
 from attar.students.student import StudentSpec, load_student
+
+log = logging.getLogger(__name__)
 
 Vocabulary = tuple[Sequence[str], NDArray[Any]]
 
 
 def export(run_dir: Path, out: Path, config: ExportConfig, classes: Path | None = None) -> Path:
     """Export a run's student with its classes, or with others, and prove parity on its images.
+
+    An int8 model that fails its gate is left out with a warning, and the bundle is whole.
 
     Raises:
         UsageError: the run is not finished, or the classes do not fit the student.
@@ -36,7 +43,7 @@ def export(run_dir: Path, out: Path, config: ExportConfig, classes: Path | None 
     if method.gives_several_labels:
         raise UsageError(f"{run_dir}: {no_bundle(method)}")
     student = load_student(run_dir)
-    check_out(out, student)
+    check_out(out, student, config)
     asked = read_class_list(classes) if classes else None
     if student.spec.head == "classes":
         if asked is not None or config.vocabulary is not None:
@@ -45,15 +52,43 @@ def export(run_dir: Path, out: Path, config: ExportConfig, classes: Path | None 
     else:
         names, tensor = class_space.features_to_export(run, asked)
         features = tensor.numpy()
-    return export_bundle(
+    table = ImageTable.load(run.images)
+    export_bundle(
         run_dir,
         out,
         class_features=features,
         class_names=names,
-        sample_images=ImageTable.load(run.images).paths[-config.parity_images :],
+        sample_images=table.paths[-config.parity_images :],
         config=config,
         extras=facts_of(run, student.spec, names),
         vocabulary=_vocabulary(run, config.vocabulary),
+        source_images=check_images(images_for_int8(table, names)) if config.int8 else None,
+    )
+    why = int8_refusal(out)
+    if why:
+        log.warning("%s was not written: %s; %s holds the fp32 model alone", MODEL_INT8, why, out)
+    return out
+
+
+def int8_refusal(bundle: Path) -> str:
+    """Return why a bundle that was to hold an int8 model holds none, or nothing."""
+    reason: str = read_json(bundle / MANIFEST).get("int8", {}).get("reason", "")
+    return reason
+
+
+def images_for_int8(table: ImageTable, class_names: Sequence[str]) -> SourceImages:
+    """Return a run's source images for these classes, in the order of their checksums.
+
+    So the first ones are a draw that depends neither on names nor on order.
+    """
+    place = {name: index for index, name in enumerate(class_names)}
+    rows = sorted(range(len(table)), key=lambda row: table.keys[row])
+    validation = [row for row in rows if table.splits[row] == "val"]
+    names = (*table.class_names, "")  # -1, no label, is the last
+    return SourceImages(
+        training=[Path(table.paths[r]) for r in rows if table.splits[r] in ("train", "few_shot")],
+        validation=[Path(table.paths[row]) for row in validation],
+        labels=[place.get(names[table.labels[row]], -1) for row in validation],
     )
 
 

@@ -126,12 +126,19 @@ def check_splits(splits: Splits, config: RunConfig) -> None:
         )
 
 
-def check_export(config: ExportConfig, method: Method, class_names: Sequence[str]) -> None:
+def check_export(
+    config: ExportConfig, method: Method, class_names: Sequence[str], splits: Splits
+) -> None:
     """Refuse an export that could only fail after the training."""
     if method.gives_several_labels:
         raise UsageError(f"--export: {no_bundle(method)}")
     if method.head == "embedding" and not class_names:
         raise UsageError("--export needs classes to write into the bundle; give --classes FILE")
+    if config.int8 and not len(splits.source.val):
+        raise UsageError(
+            f"--export.int8 is judged on validation images and the splits leave none "
+            f"({splits.describe()}); raise --splits.val-fraction or leave it out"
+        )
     if config.vocabulary is None:
         return
     if method.head == "classes":
