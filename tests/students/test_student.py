@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -13,6 +14,7 @@ from attar.errors import UsageError
 from attar.methods.base import Phase
 from attar.methods.feature_mse import FeatureMSE
 from attar.students.config import StudentConfig
+from attar.students.start import take_weights
 from attar.students.student import build_student, save_student
 from attar.training.step import select_trainable
 
@@ -220,3 +222,34 @@ def test_a_map_with_channels_last_has_no_regions() -> None:
     student = build_student("swin_tiny_patch4_window7_224", 6, StudentConfig(weights="none")).eval()
     with pytest.raises(UsageError, match="no convolutional map"), torch.no_grad():
         student(torch.rand(1, 3, 224, 224), regions=True)
+
+
+def test_a_student_that_was_trained_with_two_heads_keeps_both(tmp_path: Path) -> None:
+    student = build_student("deit_tiny_distilled_patch16_224", 6, StudentConfig(weights="none"))
+    network: Any = student.eval().network
+    network.head_dist = torch.nn.Linear(192, 6)  # as students were before heads were shared
+    images = torch.rand(2, 3, 224, 224)
+    loaded = attar.load_student(save_student(student, tmp_path / "student"))
+    with torch.no_grad():
+        expected = network((images - student.mean) / student.std)
+        for outputs in (loaded(images), loaded(images, trunk=True)):
+            assert torch.allclose(outputs.features, expected, atol=1e-5)
+    with pytest.raises(UsageError, match="not one linear layer"):
+        loaded.set_projection(torch.zeros(6, 192), torch.zeros(6))
+    going_on = build_student("deit_tiny_distilled_patch16_224", 6, StudentConfig(weights="none"))
+    take_weights(going_on, tmp_path / "student")
+    with torch.no_grad():
+        assert torch.allclose(going_on.eval()(images).features, expected, atol=1e-5)
+
+
+def test_shared_heads_of_known_classes_start_from_their_own_rows(tmp_path: Path) -> None:
+    name, config = "deit_tiny_distilled_patch16_224", StudentConfig(weights="none")
+    trained = build_student(name, 3, config, class_names=("cat", "dog", "owl"))
+    save_student(trained, tmp_path / "student")
+    student = build_student(name, 4, config, class_names=("owl", "cat", "emu", "dog"))
+    take_weights(student, tmp_path / "student")
+    images = torch.rand(1, 3, 224, 224)
+    with torch.no_grad():
+        theirs = trained.eval()(images).features[0]
+        for outputs in (student.eval()(images), student(images, trunk=True)):
+            assert torch.allclose(outputs.features[0, [1, 3, 0]], theirs, atol=1e-5)

@@ -26,7 +26,8 @@ from attar.evaluation.models import EvaluatedModel, Features
 from attar.files import atomic_path
 from attar.store.progress import Meter
 
-_FORMAT = "1"
+_FORMAT = "2"
+"""1 rounded the size that images are scaled to where timm cuts off."""
 _SHOW_PROGRESS_ABOVE = 500
 _IF_A_WORKER_DIES = "run the same command again, with fewer workers if memory ran out"
 Prepare = Callable[[Image.Image], Any]

@@ -1,5 +1,8 @@
 """A batch that is spread over processes, seen whole by each of them."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import replace
 from typing import Any
 
@@ -8,6 +11,21 @@ import torch.distributed as dist
 from torch import Tensor
 
 from attar.types import Batch, Outputs
+
+_ALONE = ContextVar("alone", default=False)
+
+
+@contextmanager
+def apart() -> Iterator[None]:
+    """Gather nothing meanwhile: one process computes a loss that the others do not.
+
+    They would never answer.
+    """
+    token = _ALONE.set(True)
+    try:
+        yield
+    finally:
+        _ALONE.reset(token)
 
 
 def gather_with_gradients(rows: Tensor) -> Tensor:
@@ -18,7 +36,8 @@ def gather_with_gradients(rows: Tensor) -> Tensor:
     averaged over processes, as in data-parallel training, the result is the gradient of that one
     loss. Alone, the rows come back as they are. Every process must give as many rows.
     """
-    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+    together = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+    if not together or _ALONE.get():
         return rows
     gathered: Tensor = _Gather.apply(rows)
     return gathered

@@ -86,11 +86,11 @@ def build_references(
     folder = run.path / "references"
     if not all((folder / name).is_dir() for name in ("untrained", "projection-only")):
         untrained = save_student(student, folder / "untrained")
-        copy = load_student(untrained).to(pick_device())
-        if not is_one_linear(copy.network, copy.spec.image_size):
+        copy = load_student(untrained)
+        if not (fitted or is_one_linear(copy.network, copy.spec.image_size)):
             log.info("%s has no one linear projection to fit: no row for it", copy.spec.name)
             return
-        weight, bias = _fit(copy, source.train, knowledge, config, run)
+        weight, bias = _fit(copy.to(pick_device()), source.train, knowledge, config, run)
         copy.cpu().set_projection(weight, bias)
         save_student(copy, folder / "projection-only")
     if fitted:

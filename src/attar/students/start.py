@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from attar.errors import UsageError
+from attar.students.heads import part_as
 from attar.students.student import Student, load_student
 
 _OPTIONS = {
@@ -45,6 +46,7 @@ def take_weights(student: Student, path: Path) -> None:
             f"--start-from {path}: its projection has a bias, this run's has none; add "
             "--student.projection-bias"
         )
+    part_as(student.network, trained.network)
     state = trained.state_dict()
     if ours.head == "classes":
         state |= _joined_classifier(student, trained)
@@ -62,7 +64,8 @@ def _joined_classifier(student: Student, trained: Student) -> dict[str, Any]:
     rows = [position[student.spec.class_names[i]] for i in shared]
     known, joined = trained.state_dict(), {}
     ids = {id(parameter) for parameter in student.projection_parameters()}
-    for name, parameter in student.named_parameters():
+    # A classifier that two tokens share stands under both of its names.
+    for name, parameter in student.named_parameters(remove_duplicate=False):
         if id(parameter) in ids:
             value = parameter.detach().clone()
             with torch.no_grad():

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from attar.errors import UsageError, unknown_name
 from attar.files import atomic_folder, write_json
 from attar.students.config import StudentConfig
-from attar.students.heads import apart, check_one_linear, share_classifiers
+from attar.students.heads import apart, check_one_linear, is_one_linear, share_classifiers
 from attar.students.reading import load_weights, read_fields
 from attar.students.weights import check_weights, classifier_names, load_backbone_weights
 from attar.types import Outputs
@@ -79,6 +79,7 @@ class Student(nn.Module):
         self.network = network
         self.projector = _layers_behind(spec.dim) if spec.projector == "mlp" else None
         self.spec = spec
+        self._is_one_linear: bool | None = None  # found when it is first asked
         self.register_buffer("mean", torch.tensor(spec.mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(spec.std).view(1, 3, 1, 1), persistent=False)
         for bias in self._frozen_biases():
@@ -102,12 +103,22 @@ class Student(nn.Module):
             feature_map, maps = network.forward_intermediates(normalised)
         else:
             feature_map = network.forward_features(normalised)
+        pooled = network.forward_head(feature_map, pre_logits=True)
+        if self._is_one_linear is None:
+            self._is_one_linear = is_one_linear(network, self.spec.image_size)
+        # What else may stand behind the pooled features only the network itself knows.
+        behind = self._project(pooled) if self._is_one_linear else network.forward_head(feature_map)
         return Outputs(
-            features=self._activate(network.forward_head(feature_map)),
-            trunk=network.forward_head(feature_map, pre_logits=True) if trunk else None,
+            features=self._activate(behind),
+            trunk=pooled if trunk else None,
             regions=self._regions(feature_map) if regions else None,
             layers=tuple(maps) if layers else None,
         )
+
+    def _project(self, pooled: Tensor) -> Tensor:
+        """Project pooled features [B, W]; some networks' classifier is a 1 x 1 convolution."""
+        linear: Any = self.projection()
+        return F.linear(pooled, linear.weight.flatten(1), linear.bias)
 
     def _activate(self, projected: Tensor) -> Tensor:
         """Return what the layers behind the projection make of its output [N, D]."""
@@ -249,6 +260,7 @@ def build_student(
         )
     architecture = bare_name(name)
     network = _create_network(architecture, dim, config.image_size, config.drop_path)
+    share_classifiers(network)
     origin = load_backbone_weights(network, architecture, config.weights)
     cfg: Any = network.pretrained_cfg
     spec = StudentSpec(
@@ -329,6 +341,7 @@ def load_student(path: Path | str) -> Student:
     spec = StudentSpec(**read_fields(folder / "attar.json", StudentSpec))
     network = _create_network(spec.name, spec.dim, spec.image_size)
     load_weights(network, folder / "model.safetensors")
+    share_classifiers(network, if_equal=True)
     student = Student(network, spec)
     if student.projector is not None:
         load_weights(student.projector, folder / _PROJECTOR_FILE)
@@ -356,7 +369,6 @@ def _create_network(
         if grid is None:
             raise
         raise _wrong_size(name, grid, default.input_size[-1]) from error
-    share_classifiers(network)
     return network
 
 

@@ -97,6 +97,8 @@ class Checkpoints:
             return None
         try:
             loaded: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        except MemoryError:
+            raise
         except Exception as error:  # a broken file has torch raise one of many kinds
             raise AttarError(
                 f"{path} is damaged ({error}); delete {self.last.parent} and run again: training "

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 
 from attar.device import pick_device, synchronize, to_channels_last, usable_cores
 from attar.methods.base import ClassFeatures, Phase
+from attar.methods.gathering import apart
 from attar.students.student import Student
 from attar.training.config import TrainingConfig
 from attar.training.feed import Feed, Place
@@ -66,7 +67,8 @@ def measure_step(
             precision,
             anchor,
         )
-        compute[phase.name] = _seconds_per_step(module.to(device), config, batch)
+        with apart():
+            compute[phase.name] = _seconds_per_step(module.to(device), config, batch)
     total = sum(phase.steps for phase in phases)
     mean = sum(compute[phase.name] * phase.steps for phase in phases) / max(1, total)
     return StepTime(step=_together(mean, data, device, config), compute=compute, data=data)
