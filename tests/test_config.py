@@ -11,7 +11,6 @@ import yaml
 
 from attar.config import coerce_options, dump_yaml, to_plain
 from attar.errors import UsageError
-from attar.run import DataConfig, RunConfig, differences, plain_options
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -216,13 +215,3 @@ def test_dumped_values_are_options_again() -> None:
     assert coerce_options(Options, yaml.safe_load(dump_yaml(options)), "--") == Options(
         rate=1e-5, sizes=(1, 2), kind="b", limit=None, label=None
     )
-
-
-@pytest.mark.parametrize("section", ["embed", "evaluation", "training"])
-def test_a_run_goes_on_with_another_number_of_reading_processes(section: str) -> None:
-    run = RunConfig(data=DataConfig(data=()), teacher=None, student="s")
-    old = {**plain_options(run), section: {"workers": 8, "batch_size": 64}}
-    new = {**plain_options(run), section: {"workers": 1, "batch_size": 64}}
-    assert differences(old, new) == []
-    new[section]["batch_size"] = 32
-    assert differences(old, new) == [f"{section}.batch_size 64 there, 32 asked"]

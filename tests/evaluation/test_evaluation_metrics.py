@@ -42,7 +42,7 @@ def test_top_k_gives_ties_to_the_lowest_index():
 
 
 def test_top_k_in_blocks_equals_one_sort(monkeypatch):
-    monkeypatch.setattr(metrics, "_ROWS_AT_ONCE", 7)
+    monkeypatch.setattr(metrics, "ROWS_AT_ONCE", 7)
     whole = np.argsort(-SCORES, axis=1, kind="stable")[:, :3]
     assert (metrics.top_k(SCORES, 3) == whole).all()
 
